@@ -1,0 +1,72 @@
+"""What every test runs under: fixed threads, no rank promotion, data and caches in temporary places.
+
+The settings are environment variables, set before jax is imported: child processes get the same.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+import importlib.metadata
+import importlib.util
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# XLA's thread pool: the bits of some programs depend on its size.
+os.environ.setdefault('NPROC', '2')
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
+
+# No deadline, since compiling counts as the first example's time; the same examples on every run.
+hypothesis.settings.register_profile(
+    'actnorm', deadline=None, derandomize=True, database=None, print_blob=True)
+hypothesis.settings.load_profile('actnorm')
+
+
+@pytest.fixture(scope='session', autouse=True)
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+  """An empty data directory, one for the session: no test reads or writes the user's own.
+
+  $ACTNORM_DATA_DIR names it, for this process and for children.
+  """
+  path = tmp_path_factory.mktemp('data')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('ACTNORM_DATA_DIR', str(path))
+    yield path
+
+
+@pytest.fixture(scope='session')
+def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+  """A compilation cache for child processes, so that a study started many times compiles once.
+
+  jax reads the variables when it is imported: nothing changes in this process.
+  """
+  path = tmp_path_factory.mktemp('compile_cache')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('JAX_COMPILATION_CACHE_DIR', str(path))
+    patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+    yield path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  if importlib.util.find_spec('torch') is None:
+    for item in items:
+      if item.get_closest_marker('parity'):
+        item.add_marker(pytest.mark.skip(reason='torch is not installed'))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+  """One line that says whether the parity tests ran."""
+  if importlib.util.find_spec('torch') is None:
+    line = 'skipped (torch is not installed; the extra `parity` has it for Python 3.11)'
+  else:
+    reports = [
+      report for outcome in ('passed', 'failed')
+      for report in terminalreporter.stats.get(outcome, ())
+      if report.when == 'call' and 'parity' in report.keywords]
+    torch = importlib.metadata.version('torch')
+    line = (f'ran {len(reports)} tests against torch {torch}' if reports
+            else 'no parity test was selected')
+  terminalreporter.write_line(f'parity: {line}')

@@ -1,0 +1,2 @@
+"""Stands in for TensorFlow on a child's path: whoever imports it fails."""
+raise RuntimeError('TensorFlow was imported')
