@@ -1,4 +1,4 @@
-"""What every test runs under: fixed threads, no rank promotion, data and caches in temporary places.
+"""What every test runs under: fixed threads, no rank promotion, temporary data and caches.
 
 The settings are environment variables, set before jax is imported: child processes get the same.
 """
