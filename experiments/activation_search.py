@@ -1,0 +1,410 @@
+"""Activation functions compared under one honest protocol.
+
+Question: which activation functions, put into the same network at their own best
+learning rate, reach a lower test log-loss than ReLU, and by more than copies of ReLU
+differ among themselves?
+
+  python -m experiments.activation_search --preset=quick --workdir=runs/quick
+
+Every activation is trained at {1/3, 1, 3} x a base rate; the rate with the lowest mean
+validation loss is chosen, one step further out where it lies at an edge; the chosen rate is
+trained again with fresh seeds over several train / validation / test splits, and only these
+runs are compared, paired with ReLU's of the same seed. As many extra copies of ReLU, each
+with its own seeds, go through the same selection: the largest difference among them is the
+line that a winner must pass. A control trains on shuffled labels. Initialization is
+corrected for each activation's gain E[f(z)^2]^-1/2, else the comparison would rediscover
+which functions happen to suit ReLU's initialization (config.init_gain=false does that).
+A small vision transformer repeats part of it; with 8 seeds it names no winner.
+
+Cost and results: see the tables in README.md, which are generated from the recorded runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from launch.study import DataRequest, EngineConfig, IoConfig, Report, Run, Study, field, main
+from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Claim, Outcome
+from launch.study.tables import Column, Table, fixed, integer, interval, p_value
+from model_lib.analysis import selection, statistics
+from model_lib.errors import UserError
+from model_lib.training.cohort import Cohort, Member, ModelSpec
+
+REFERENCE = 'relu'
+COMMON = (  # what any comparison should hold: the quickstart's list
+    'identity', 'relu', 'leaky_relu', 'very_leaky', 'relu6', 'relu_squared', 'shifted_relu', 'abs',
+    'elu', 'selu', 'celu', 'isrlu', 'softplus', 'squareplus', 'sparse_plus', 'silu', 'e_swish',
+    'hard_silu', 'gelu', 'gelu_tanh', 'quick_gelu', 'mish', 'tanhexp', 'serf', 'golu', 'smish',
+    'logish', 'lisht', 'tanh', 'hard_tanh', 'lecun_tanh', 'sigmoid', 'hard_sigmoid', 'soft_sign',
+    'arctan', 'erf', 'sin', 'gcu', 'prelu', 'swish_beta', 'crrelu', 'ash(axes=last)', 'geglu',
+    'swiglu')
+FURTHER = (
+    'asinh', 'asu', 'bent_identity', 'calu', 'cloglog', 'colu', 'double_silu', 'dsilu', 'eanaf',
+    'elish', 'elliott', 'gaussian', 'gish', 'hard_shrink', 'isru', 'lalu', 'laplace_mega',
+    'log_sigmoid', 'loglog', 'loglogish', 'nlrelu', 'penalized_tanh', 'pflu', 'phish', 'serlu',
+    'sgelu', 'shifted_softplus', 'sinc', 'sinsig', 'soft_shrink', 'sparse_sigmoid', 'sqnl',
+    'star_relu', 'suish', 'symlog', 'tanh_shrink', 'tsrelu', 'prelu(per=channel)', 'snake',
+    'xielu', 'glu', 'bilinear', 'reglu')
+IN_VIT = ('identity', 'relu', 'leaky_relu', 'gelu', 'silu', 'mish', 'elu', 'tanh', 'golu',
+          'relu_squared')
+TESTED = {'gelu': 'gelu', 'silu': 'silu', 'crrelu': 'crrelu', 'ash': 'ash(axes=last)'}
+MIN_SEEDS = 16
+MAX_EDGE_SHARE = 0.10
+LEARNED = 0.3  # nats that the reference's test loss must lie below log(classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arms:
+  """The comparison in one model."""
+
+  activations: tuple[str, ...] = field(
+      COMMON + FURTHER, 'Spec strings of the registry; ReLU must be among them.')
+  base_rate: float = field(1e-2, "Adam's learning rate at factor 1.", low=1e-8)
+  selection_seeds: int = field(3, 'Seeds per activation and rate for the choice.', low=1)
+  fresh_seeds: int = field(32, 'Fresh seeds per activation for the comparison.', low=1)
+  null_copies: int = field(-1, 'Copies of ReLU in the null row; -1 for as many as activations, '
+                           '0 for none.', low=-1)
+  shuffled_seeds: int = field(16, 'Runs on shuffled labels; 0 for none.', low=0)
+  steps: int = field(300, 'Optimizer steps per run.', low=1)
+  batch_size: int = field(128, 'Examples per step.', low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The study's config."""
+
+  seed: int = field(0, 'Shifts every seed of the study.', low=0, high=40)
+  dataset: str = field('digits', 'A prepared data set of images.')
+  splits: int = field(5, 'Different train / validation / test splits among the seeds.', low=1)
+  parts: tuple[str, ...] = field(('mlp', 'vit'), 'Models to run.', choices=('mlp', 'vit'))
+  rate_factors: tuple[float, ...] = field(
+      (1 / 3, 1.0, 3.0), 'Factors of the base rate, ascending.', low=1e-6)
+  init_gain: bool = field(True, "Initialize with each activation's own gain; else with ReLU's.")
+  mlp: Arms = Arms()
+  mlp_widths: tuple[int, ...] = field((64, 64), 'Hidden widths of the MLP.', low=1)
+  vit: Arms = Arms(activations=IN_VIT, base_rate=3e-3, selection_seeds=2, fresh_seeds=8,
+                   null_copies=0, shuffled_seeds=0, steps=200, batch_size=64)
+  vit_patch: int = field(2, 'Patch size of the ViT in pixels.', low=1)
+  vit_dim: int = field(32, 'Width of the ViT; 4 heads.', low=4)
+  vit_depth: int = field(2, 'Blocks of the ViT.', low=1)
+  engine: EngineConfig = EngineConfig()
+  io: IoConfig = IoConfig()
+
+
+_TINY = dict(selection_seeds=1, fresh_seeds=2, null_copies=2, shuffled_seeds=2, steps=60)
+PRESETS = {
+    'smoke': {'parts': ('mlp',), 'engine.log_every': 10, 'io.checkpoint_interval_s': 0.0,
+              'mlp.activations': ('identity', 'relu', 'gelu', 'silu', 'crrelu'),
+              **{f'mlp.{k}': v for k, v in _TINY.items()}},
+    'quick': {'parts': ('mlp',), 'mlp.activations': COMMON, 'mlp.selection_seeds': 2,
+              'mlp.fresh_seeds': 16, 'mlp.null_copies': 16, 'mlp.shuffled_seeds': 8},
+    'cpu': {},
+    'gpu': {'mlp.fresh_seeds': 128, 'vit.fresh_seeds': 32, 'vit.activations': COMMON[:37]},
+}
+
+
+def data(config: Config) -> DataRequest:
+  """One data set, split anew for every fifth seed."""
+  return DataRequest(config.dataset, config.splits, config.seed)
+
+
+# -- the cohorts ------------------------------------------------------------------
+
+
+def model(config: Config, part: str, activation: str) -> ModelSpec:
+  """The network of a part with one activation, or a switch over several."""
+  common = {'activation': activation, 'init_gain': config.init_gain}
+  if part == 'mlp':
+    return ModelSpec('mlp', {'widths': list(config.mlp_widths), **common})
+  return ModelSpec('vit', {'patch': config.vit_patch, 'dim': config.vit_dim, 'heads': 4,
+                           'depth': config.vit_depth, **common})
+
+
+def seed_of(config: Config, phase: int, copy: int, number: int) -> int:
+  """Seeds of different phases and copies never meet; an activation does not change them."""
+  return ((config.seed * 8 + phase) * 1009 + copy) * 10007 + number
+
+
+def programs(config: Config, part: str) -> list[tuple[str, str, tuple[str, ...]]]:
+  """(name, spec, activations) of each compiled program.
+
+  Fixed pointwise activations share one program that switches between them; one
+  with parameters, statistics or a gate has its own.
+  """
+  from model_lib.activations import get_activation
+  arms = getattr(config, part)
+  shared = tuple(a for a in arms.activations
+                 if get_activation(a).kind == 'pointwise' and not get_activation(a).parameters)
+  own = [a for a in arms.activations if a not in shared]
+  return [('fixed', f'switch({", ".join(shared)})', shared),
+          *((re.sub(r'[^a-z0-9]+', '_', a).strip('_'), a, (a,)) for a in own)]
+
+
+def member(config: Config, part: str, program, phase: str, activation: str, factor: float,
+           number: int, copy: int = 0, labels: int = 0) -> Member:
+  """One run."""
+  from model_lib.models.activation_layer import consumer_gains
+  factor = float(f'{factor:.6g}')  # the number that results.csv shows is the one that is used
+  rate = getattr(config, part).base_rate * factor
+  hp = {'learning_rate': rate}
+  _, spec, activations = program
+  if spec.startswith('switch'):
+    code = activations.index(activation)
+    hp |= {'activation_code': code, 'init_gain': consumer_gains(spec, config.init_gain)[code]}
+  seed = seed_of(config, 0 if 'selection' in phase else 1, copy, number)
+  split = number % config.splits
+  tags = {'phase': phase, 'model': part, 'activation': activation, 'copy': copy,
+          'lr_factor': factor, 'learning_rate': rate, 'seed': number, 'split': split,
+          'labels': labels}
+  return Member(tags, seed, seed, split, hp, labels)
+
+
+def cohorts(config: Config):
+  """Selection, one step beyond its edges, then fresh seeds: for each part."""
+  for part in config.parts:
+    arms = getattr(config, part)
+    listed = programs(config, part)
+    copies = len(arms.activations) if arms.null_copies < 0 else arms.null_copies
+
+    def cohort(phase: str, program, members, timed: bool = False, part=part, arms=arms):
+      extra = dict(time_by='activation',
+                   time_reference=(REFERENCE, model(config, part, REFERENCE))) if timed else {}
+      return Cohort(f'{part}-{phase}-{program[0]}', model(config, part, program[1]),
+                    tuple(members), arms.steps, arms.batch_size, **extra)
+
+    def selection_runs(program, chosen, part=part, arms=arms, copies=copies):
+      """chosen(activation, copy) -> factors to run."""
+      runs = [(a, 0) for a in program[2]]
+      if program[0] == 'fixed':
+        runs += [(REFERENCE, c) for c in range(1, copies + 1)]
+      return [member(config, part, program, 'null_selection' if c else 'selection', a, f, s, c)
+              for a, c in runs for f in chosen(a, c) for s in range(arms.selection_seeds)]
+
+    rows = yield [cohort('select', p, selection_runs(p, lambda a, c: config.rate_factors))
+                  for p in listed]
+    choices = selection.choose(rows, ('activation', 'copy'))
+    step = config.rate_factors[-1] / config.rate_factors[-2] if len(config.rate_factors) > 1 else 3
+
+    def beyond(activation, copy, choices=choices, step=step):
+      choice = choices[activation, copy]
+      return (choice.factor * step**choice.edge,) if choice.edge else ()
+
+    wider = [(p, selection_runs(p, beyond)) for p in listed]
+    wider = [cohort('widen', p, members) for p, members in wider if members]
+    if wider:
+      rows = pd.concat([rows, (yield wider)])
+      choices = selection.choose(rows, ('activation', 'copy'))
+
+    def chosen_factor(activation, copy=0, choices=choices):
+      # Where every rate diverged the smallest one is run, so that the table shows it.
+      factor = choices[activation, copy].factor
+      return config.rate_factors[0] if math.isnan(factor) else factor
+
+    fresh = []
+    for program in listed:
+      runs = [('fresh', a, 0) for a in program[2]]
+      if program[0] == 'fixed':
+        runs += [('null_fresh', REFERENCE, c) for c in range(1, copies + 1)]
+      members = []
+      for phase, activation, copy in runs:
+        members += [member(config, part, program, phase, activation,
+                           chosen_factor(activation, copy), s, copy)
+                    for s in range(arms.fresh_seeds)]
+      if program[0] == 'fixed':
+        members += [member(config, part, program, 'control', REFERENCE, chosen_factor(REFERENCE),
+                           s, labels=s + 1) for s in range(arms.shuffled_seeds)]
+      fresh.append(cohort('fresh', program, members, timed=True))
+    yield fresh
+
+
+# -- the report -------------------------------------------------------------------
+
+
+def claims(config: Config) -> tuple[Claim, ...]:
+  """Fixed before any run. The papers' own numbers are of other networks and data: none is copied."""
+  listed = json.loads((Path(__file__).parent / 'paper_values' / 'activation_search.json')
+                      .read_text(encoding='utf-8'))
+  return tuple(Claim(**entry) for entry in listed)
+
+
+def base_problem(config: Config, rows: pd.DataFrame, choices) -> str:
+  """Why no claim can be tested, or ''."""
+  reference = rows[(rows.phase == 'fresh') & (rows.activation == REFERENCE)]
+  share = selection.share_at_edge(choices)
+  classes = 1 / chance(rows)
+  if len(reference) < MIN_SEEDS:
+    return f'{len(reference)} fresh seeds, at least {MIN_SEEDS} are needed'
+  if share > MAX_EDGE_SHARE:
+    return (f'{share:.0%} of the activations choose the edge of the learning rates, '
+            f'more than {MAX_EDGE_SHARE:.0%}')
+  if not reference.test_loss.mean() <= math.log(classes) - LEARNED:
+    return (f"ReLU's test log-loss {reference.test_loss.mean():.3f} is not {LEARNED} nats below "
+            f'log({classes:.0f})')
+  return ''
+
+
+def chance(rows: pd.DataFrame) -> float:
+  """Accuracy of guessing among the classes of the data."""
+  return 1.0 / float(rows.classes.iloc[0])
+
+
+def outcomes(config: Config, rows: pd.DataFrame, compared, choices) -> dict[str, Outcome]:
+  """One outcome per claim, from the MLP's rows."""
+  problem = base_problem(config, rows, choices)
+  fresh = rows[(rows.phase == 'fresh') & (rows.activation == REFERENCE)]
+  found = {}
+
+  def outcome(key, passed, ours, bounds, n, note=''):
+    verdict = NOT_TESTABLE if problem else REPRODUCED if passed else NOT_REPRODUCED
+    found[key] = Outcome(verdict, ours, bounds, n, problem or note)
+
+  others = len(compared) - 1
+  if 'identity' in compared:
+    paired = compared['identity'].paired
+    rank = sorted(compared, key=lambda a: compared[a].mean.mean).index('identity') + 1
+    outcome('identity_worse', paired.low > 0, paired.mean, (paired.low, paired.high), paired.n,
+            f'rank {rank} of {len(compared)}')
+  else:
+    found['identity_worse'] = Outcome(NOT_TESTABLE, None, None, 0, 'the identity was not run')
+
+  control = rows[(rows.phase == 'control') & (rows.diverged_step < 0)]
+  if len(control):
+    images = int(control.test_images.sum())
+    low, high = statistics.binomial_interval(images, chance(rows), 0.99)
+    share = float((control.test_accuracy * control.test_images).sum() / images)
+    outcome('shuffled_labels', low <= share <= high, share, (low, high), len(control),
+            f'{images} test images')
+  else:
+    found['shuffled_labels'] = Outcome(NOT_TESTABLE, None, None, 0, 'no run on shuffled labels')
+
+  line, copies = selection.null_line(rows[rows.phase == 'null_fresh'], fresh, 'test_loss')
+  best = min(compared, key=lambda a: compared[a].mean.mean)
+  paired, p = compared[best].paired, compared[best].p_adjusted
+  if copies:
+    passed = -paired.mean > line and p < 0.05
+    outcome('winner_passes_null', passed, paired.mean, (paired.low, paired.high), paired.n,
+            f'best: {best}; line {line:.4f} from {copies} copies of ReLU; Holm p {p:.3g}')
+  else:
+    found['winner_passes_null'] = Outcome(NOT_TESTABLE, None, None, 0, 'no null row was run')
+
+  for key, activation in TESTED.items():
+    if activation not in compared:
+      found[f'{key}_better'] = Outcome(NOT_TESTABLE, None, None, 0, f'{activation} was not run')
+      continue
+    paired, p = compared[activation].paired, compared[activation].p_adjusted
+    words = statistics.difference_verdict(paired, p, comparisons=others)
+    outcome(f'{key}_better', words == 'better', paired.mean, (paired.low, paired.high), paired.n,
+            words)
+  return found
+
+
+def table(config: Config, part: str, rows: pd.DataFrame, dataset: str, choices) -> Table:
+  """The comparison of one part, best mean test log-loss first."""
+  names = [a for a in getattr(config, part).activations]
+  fresh = rows[rows.phase == 'fresh']
+  loss = selection.compare(fresh, names, REFERENCE, 'test_loss')
+  accuracy = selection.compare(fresh, names, REFERENCE, 'test_accuracy')
+  ordered = sorted(names, key=lambda a: (math.isnan(loss[a].mean.mean), loss[a].mean.mean))
+  named = part == 'mlp'
+  body = []
+  for rank, name in enumerate(ordered, 1):
+    own, hits = loss[name], accuracy[name].mean
+    runs = fresh[fresh.activation == name]
+    choice = choices[name, 0]
+    body.append({
+        'rank': rank if named else None, 'activation': name,
+        'rate': f'{runs.learning_rate.iloc[0]:.3g}' + ('*' if choice.edge else ''),
+        'loss': own.mean.mean, 'loss_interval': (own.mean.low, own.mean.high),
+        'difference': own.paired.mean, 'difference_interval': (own.paired.low, own.paired.high),
+        'p': own.p_adjusted if named else math.nan,
+        'accuracy': 100 * hits.mean, 'accuracy_interval': (100 * hits.low, 100 * hits.high),
+        'n': own.mean.n, 'diverged': own.diverged, 'cost': float(runs.step_us_relative.iloc[0])})
+  share = selection.share_at_edge({k: v for k, v in choices.items() if k[1] == 0})
+  notes = [f'{share:.0%} of the activations choose a learning rate at the edge (*) after one '
+           'step beyond it.',
+           'Intervals: 95 % t intervals over the seeds; difference: paired with ReLU of the same '
+           'seed; p: Holm-corrected over all activations; cost: time of a training step over '
+           "ReLU's, median of interleaved rounds."]
+  if named:
+    base = fresh[fresh.activation == REFERENCE]
+    line, copies = selection.null_line(rows[rows.phase == 'null_fresh'], base, 'test_loss')
+    notes.append(f'Null row: {copies} copies of ReLU, largest difference {line:.4f} in log-loss; '
+                 'a smaller difference than that is what chance and the selection give.'
+                 if copies else 'No null row was run.')
+  else:
+    notes.append('Too few seeds to tell activations apart: intervals only, no winner.')
+  column = Column
+  columns = (
+      column('rank', 'rank', format=integer()), column('activation', 'activation', right=False),
+      column('rate', 'learning rate'), column('loss', 'test log-loss', 'nats', fixed(4)),
+      column('loss_interval', '95 %', format=interval(4)),
+      column('difference', 'difference to ReLU', 'nats', fixed(4, signed=True)),
+      column('difference_interval', '95 %', format=interval(4, signed=True)),
+      column('p', 'p', format=p_value()), column('accuracy', 'test accuracy', '%', fixed(2)),
+      column('accuracy_interval', '95 %', format=interval(2)),
+      column('n', 'n', format=integer()), column('diverged', 'diverged', format=integer()),
+      column('cost', 'cost', 'x ReLU', fixed(2)))
+  columns = tuple(c for c in columns if named or c.key not in ('rank', 'p'))
+  body = [{k: v for k, v in row.items() if k in {c.key for c in columns}} for row in body]
+  size = (f'MLP {"-".join(map(str, config.mlp_widths))}' if part == 'mlp' else
+          f'ViT {config.vit_depth} x {config.vit_dim}, patch {config.vit_patch}')
+  return Table(f'Activations on {dataset}, {size}, {getattr(config, part).steps} steps', columns,
+               body, notes)
+
+
+def report(run: Run) -> Report:
+  """Tables of both parts, the claims' outcomes (from the MLP), the figures."""
+  from experiments.figures import activation_search as figures
+  config, tables, found = run.config, [], {}
+  for part in config.parts:
+    rows = run.rows[run.rows.model == part]
+    chosen = rows[rows.phase.isin(('selection', 'null_selection'))]
+    choices = selection.choose(chosen, ('activation', 'copy'))
+    tables.append(table(config, part, rows, run.dataset, choices))
+    if part == 'mlp':
+      names = list(config.mlp.activations)
+      compared = selection.compare(rows[rows.phase == 'fresh'], names, REFERENCE, 'test_loss')
+      own = {k: v for k, v in choices.items() if k[1] == 0}
+      found = outcomes(config, rows, compared, own)
+  if not found:
+    found = {c.id: Outcome(NOT_TESTABLE, None, None, 0, 'the MLP part was not run')
+             for c in claims(config)}
+  specs = list(dict.fromkeys(a for p in config.parts for a in getattr(config, p).activations))
+  return Report(tables, found, {
+      'functions': lambda: figures.functions_and_derivatives(specs),
+      'accuracy': lambda: figures.accuracy_with_intervals(run.rows),
+      'learning_rates': lambda: figures.learning_rate_sensitivity(run.rows),
+      'training_curves': lambda: figures.training_curves(run.metrics(), run.rows)})
+
+
+def check(config: Config) -> None:
+  """Names every activation that does not exist, and a config that cannot be compared."""
+  from model_lib.activations import get_activation
+  for part in config.parts:
+    names = getattr(config, part).activations
+    for name in names:
+      get_activation(name)
+    if REFERENCE not in names:
+      raise UserError(f'config.{part}.activations: {REFERENCE} is missing; everything is '
+                      'compared with it')
+    if len(set(names)) < len(names):
+      twice = sorted({n for n in names if names.count(n) > 1})
+      raise UserError(f'config.{part}.activations: {", ".join(twice)} stands there twice')
+  factors = config.rate_factors
+  if list(factors) != sorted(set(factors)):
+    raise UserError('config.rate_factors: must ascend without repetition')
+
+
+STUDY = Study(
+    name='activation_search', config=Config, presets=PRESETS, data=data, cohorts=cohorts,
+    report=report, claims=claims, check=check,
+    extendable=('mlp.activations', 'vit.activations', 'mlp.fresh_seeds', 'vit.fresh_seeds'))
+
+if __name__ == '__main__':
+  main(STUDY)

@@ -1,0 +1,211 @@
+"""Figures of the activation search: from its tables to matplotlib figures, nothing else.
+
+Rows of `results` (results.csv) have the columns member, run, phase, model, activation, copy,
+lr_factor, learning_rate, seed, split, diverged_step (-1: never), and the losses and accuracies.
+Rows of `metrics` (metrics.jsonl) have run, member, split, step, loss, accuracy. Nothing here
+trains, reads a file or chooses a winner.
+"""
+from __future__ import annotations
+
+from typing import Sequence
+
+from matplotlib.figure import Figure
+import numpy as np
+import pandas as pd
+
+from launch.study import plotting
+from model_lib.analysis import statistics
+
+REFERENCE = 'relu'
+HIGHLIGHT = ('relu', 'gelu', 'silu', 'crrelu', 'ash', 'identity')
+
+
+def functions_and_derivatives(specs: Sequence[str], half_width: float = 4.0,
+                              points: int = 1601) -> Figure:
+  """f and f' of each activation on [-half_width, half_width], parameters at their first values.
+
+  A gated activation shows its gate function; one that depends on the statistics of its input
+  shows them at mean 0 and variance 1. Lines break where f jumps.
+
+  Args:
+    specs: spec strings of the registry.
+    half_width: of the range of x.
+    points: of the grid.
+  """
+  return plotting.function_grid(
+      {spec: _curve(spec, half_width, points) for spec in specs}, x_label='pre-activation x')
+
+
+def accuracy_with_intervals(results: pd.DataFrame) -> Figure:
+  """Mean test accuracy with its 95 % t interval over the fresh seeds, sorted, one panel per model.
+
+  Diverged runs are left out of the mean and counted in the label. The grey band is the range
+  of the means of the null row: what copies of one activation differ by.
+
+  Args:
+    results: uses the phases 'fresh' and 'null_fresh'.
+  """
+  fresh = results[results.phase == 'fresh']
+  models = list(dict.fromkeys(fresh.model))
+  estimates = {model: _accuracies(fresh[fresh.model == model]) for model in models}
+  most = max((len(rows) for rows in estimates.values()), default=0)
+  with plotting.style():
+    figure = plotting.new_figure(0.6 + 4.6 * max(1, len(models)), plotting.forest_height(most))
+    panels = figure.subplots(1, max(1, len(models)), squeeze=False)[0]
+    for axes, model in zip(panels, models):
+      null = results[(results.phase == 'null_fresh') & (results.model == model)]
+      means = null[null.diverged_step < 0].groupby('copy').test_accuracy.mean()
+      band = (100 * means.min(), 100 * means.max()) if len(means) else None
+      plotting.forest(
+          axes, estimates[model], x_label='test accuracy (%)', band=band,
+          band_label=f'range of the means of {len(means)} copies of {REFERENCE}',
+          highlight=(REFERENCE,))
+      axes.set_title(model)
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+      figure.legend(handles, labels, loc='outside upper center', ncols=len(labels))
+  return figure
+
+
+def learning_rate_sensitivity(results: pd.DataFrame) -> Figure:
+  """Mean validation loss against the learning rate, one panel per activation, one line per model.
+
+  A learning rate at which any run diverged has no point: its line stops there. A ring marks
+  the best of each line. The loss is drawn over the model's best reference loss, so that models
+  share an axis.
+
+  Args:
+    results: uses the phase 'selection'.
+  """
+  rows = results[results.phase == 'selection']
+  models = list(dict.fromkeys(rows.model))
+  names = list(dict.fromkeys(rows.activation))
+  table = _selection_means(rows)
+  scale = {model: _best_loss(table, model) for model in models}
+  factors = sorted(set(rows.lr_factor))
+  with plotting.style():
+    figure, panels = plotting.grid(len(names), share_y=True)
+    for axes, name in zip(panels, names):
+      for index, model in enumerate(models):
+        line = (table.get((model, name), pd.Series(dtype=float)) / scale[model]).reindex(factors)
+        color = plotting.PALETTE[index]
+        axes.plot(factors, line, marker='o', markersize=3, color=color,
+                  linestyle=plotting.DASHES[index], label=model)
+        if line.notna().any():
+          axes.plot([line.idxmin()], [line.min()], 'o', markersize=8, markerfacecolor='none',
+                    markeredgecolor=color)
+      axes.set_title(plotting.shorten(name))
+      axes.set_xscale('log')
+      axes.set_xticks(factors, [f'{factor:.2g}' for factor in factors])
+      axes.minorticks_off()
+      axes.margins(x=0.15)
+    if panels:
+      plotting.plain_log_axis(panels[0])  # the others share it
+    base = f'multiple of {REFERENCE}\'s best'
+    plotting.label_figure(figure, panels, x='learning rate (multiple of the base)',
+                          y=f'validation loss ({base})')
+  return figure
+
+
+def training_curves(metrics: pd.DataFrame, results: pd.DataFrame | None = None,
+                    highlight: Sequence[str] = HIGHLIGHT) -> Figure:
+  """Median loss over the runs against the step; a row per model, a panel per split.
+
+  The highlighted activations have a colour and the band of their quartiles; all others are thin
+  grey lines behind them. Values that are not finite (diverged runs) are left out of the medians.
+
+  Args:
+    metrics: the lines of metrics.jsonl.
+    results: gives model and activation of each member; only the phase 'fresh' is drawn. Without
+      it a line is a cohort ('run'), all in one row.
+    highlight: activations in colour (a name alone takes it with any settings), at most as many
+      as the palette has; without `results` the first cohorts are.
+  """
+  if results is None:
+    lines = metrics.assign(model='', activation=metrics.run)
+    highlight = list(dict.fromkeys(metrics.run))
+  else:
+    fresh = results[results.phase == 'fresh'][['member', 'model', 'activation']]
+    lines = metrics.merge(fresh, on='member')
+  names = list(dict.fromkeys(lines.activation))
+  highlight = [name for wanted in highlight for name in names
+               if wanted in (name, name.split('(')[0])][:len(plotting.PALETTE)]
+  splits = [s for s in ('train', 'val', 'test') if (lines.split == s).any()]
+  models = list(dict.fromkeys(lines.model))
+  with plotting.style():
+    figure, panels = plotting.grid(len(models) * len(splits), columns=max(1, len(splits)),
+                                   width=3.6, height=2.6, share_y=True)
+    keys = [(model, split) for model in models for split in splits]
+    for axes, (model, split) in zip(panels, keys):
+      chosen = lines[(lines.model == model) & (lines.split == split)]
+      for name, group in chosen.groupby('activation', sort=False):
+        if name not in highlight:
+          x, (_, middle, _) = _loss_quartiles(group)
+          axes.plot(x, middle, color=plotting.GREY, linewidth=0.5, alpha=0.6)
+      for index, name in enumerate(highlight):
+        x, (low, middle, high) = _loss_quartiles(chosen[chosen.activation == name])
+        plotting.line_with_band(axes, x, middle, low, high, label=plotting.shorten(name),
+                                index=index)
+      axes.set_title(', '.join(part for part in (model, split) if part))
+    if panels:
+      plotting.plain_log_axis(panels[0])
+    plotting.label_figure(figure, panels, x='training step', y='loss (nats per example)')
+  return figure
+
+
+def _curve(spec: str, half_width: float, points: int) -> plotting.Curve:
+  import jax  # pylint: disable=g-import-not-at-top
+  import jax.numpy as jnp  # pylint: disable=g-import-not-at-top
+  from model_lib.activations import get_activation  # pylint: disable=g-import-not-at-top
+  activation = get_activation(spec)
+  first = {parameter.name: parameter.init for parameter in activation.parameters}
+
+  def function(x):
+    return activation.scalar(x, **first, **activation.constants)
+
+  # Each output depends on its own input alone, so the gradient of the sum is the derivative.
+  x = np.linspace(-half_width, half_width, points, dtype=np.float32)
+  y, pull = jax.vjp(function, jnp.asarray(x))
+  slope = np.array(pull(jnp.ones_like(y))[0], np.float64)
+  y = np.array(y, np.float64)
+  for jump in activation.jumps:
+    near = np.abs(x - jump) < half_width / points * 1.01
+    y[near], slope[near] = np.nan, np.nan
+  return plotting.Curve(x, y, slope)
+
+
+def _accuracies(rows: pd.DataFrame) -> list[plotting.Estimate]:
+  estimates = []
+  for name, group in rows.groupby('activation', sort=False):
+    alive = group[group.diverged_step < 0]
+    lost = len(group) - len(alive)
+    note = f'{lost}/{len(group)} diverged' if lost else ''
+    mean, low, high, _, _ = statistics.mean_interval(100 * alive.test_accuracy.to_numpy())
+    estimates.append(plotting.Estimate(str(name), mean, low, high, note))
+  return estimates
+
+
+def _selection_means(rows: pd.DataFrame) -> dict[tuple[str, str], pd.Series]:
+  """(model, activation) -> mean validation loss by factor; nan where a run diverged."""
+  loss = rows.val_loss.where(rows.diverged_step < 0)
+  means = rows.assign(val_loss=loss).groupby(['model', 'activation', 'lr_factor']).val_loss.agg(
+      lambda values: values.mean(skipna=False))
+  return {key: series.droplevel([0, 1]) for key, series in means.groupby(level=[0, 1])}
+
+
+def _best_loss(table: dict[tuple[str, str], pd.Series], model: str) -> float:
+  """The reference's best loss; 1 when it was not run, so that the losses stand as they are."""
+  series = table.get((model, REFERENCE))
+  return float(series.min()) if series is not None and series.notna().any() else 1.0
+
+
+def _loss_quartiles(lines: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+  """steps [n] and quartiles [3, n] of the finite losses; steps without any are left out."""
+  table = lines.pivot(index='step', columns='member', values='loss').astype(float)
+  table = table.where(np.isfinite(table)).dropna(how='all')
+  if table.empty:
+    return np.zeros(0), np.zeros((3, 0))
+  values = table.to_numpy()
+  # nanquantile walks row by row in Python, so only where it must.
+  quantile = np.nanquantile if np.isnan(values).any() else np.quantile
+  return table.index.to_numpy(), quantile(values, [0.25, 0.5, 0.75], axis=1)

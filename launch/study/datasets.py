@@ -1,0 +1,181 @@
+"""From a data set's name to what a cohort's program reads: task, arrays, feed, routes.
+
+Here `data` (files, splits, feeds) meets `model_lib.training` (tasks, batch order).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from data.device import DeviceFeed
+from data.load import Dataset, load, window_tokens
+from data.splits import Split, make_splits
+from data.streaming import ImageSource, StreamFeed
+from launch.study.study import DataRequest
+from model_lib import models
+from model_lib.errors import UserError
+from model_lib.training.batch_order import BatchOrder
+from model_lib.training.cohort import Cohort, ModelSpec
+from model_lib.training.population import Routes
+from model_lib.training.tasks import Classification, NextToken
+
+STREAM_FROM_BYTES = 2**30
+STREAM_BLOCK_BYTES = 256 * 2**20
+_LABEL_TABLES = 7  # keeps the label permutations' random numbers apart from the splits'
+
+
+@dataclasses.dataclass
+class Prepared:
+  """What one cohort's program reads.
+
+  Attributes:
+    task: from model_lib.training.tasks.
+    feed: index blocks and arrays of the training steps.
+    arrays: the training call's arrays, or their shapes where blocks are streamed.
+    constant: device arrays for the evaluation.
+    routes: of the members.
+    n_streams: rows of the index block.
+    evaluation_sets: for each split (part of train, val, test) as rows of `constant`.
+    steps_per_call: K, where the feed fixes it; 0 where it is open.
+  """
+
+  task: Any
+  feed: Any
+  arrays: Any
+  constant: Any
+  routes: Routes
+  n_streams: int
+  evaluation_sets: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+  steps_per_call: int = 0
+
+  def close(self) -> None:
+    """Stops reading threads."""
+    self.feed.close()
+
+
+class StudyData:
+  """The data that all cohorts of a study share."""
+
+  def __init__(self, request: DataRequest, data_dir: str):
+    """Loads the data set; prepares the embedded ones first.
+
+    Raises:
+      DataError: not prepared, or damaged.
+      UserError: more splits than the data can give.
+    """
+    self.request = request
+    self.data_dir = data_dir or None
+    dataset = load(request.dataset, self.data_dir)
+    if dataset.kind == 'tokens':
+      dataset = window_tokens(dataset, request.window)
+    self.dataset: Dataset = dataset
+    self.splits: list[Split] = make_splits(dataset, request.splits, request.seed)
+
+  def label_tables(self, count: int) -> np.ndarray:
+    """int32 [n, count + 1]: the labels, then `count` random permutations of all of them."""
+    labels = np.asarray(self.dataset.labels)
+    tables = [labels]
+    for k in range(count):
+      rng = np.random.Generator(np.random.Philox(key=[self.request.seed + _LABEL_TABLES, k]))
+      tables.append(rng.permutation(labels))
+    return np.stack(tables, 1).astype(np.int32)
+
+  def complete(self, spec: ModelSpec) -> ModelSpec:
+    """The model with the number of outputs that the data decides, where the study left it open."""
+    if self.dataset.kind == 'tokens':
+      decided = {'vocab': self.dataset.vocab, 'length': self.request.window}
+    else:
+      decided = {'num_classes': self.dataset.num_classes}
+    return ModelSpec(spec.name, {**decided, **spec.arguments})
+
+  def build(self, spec: ModelSpec):
+    """The Linen module of a model for this data."""
+    spec = self.complete(spec)
+    return models.build(spec.name, **spec.arguments)
+
+  def prepare(self, cohort: Cohort, feed: str) -> Prepared:
+    """What the cohort reads; `feed` is 'device', 'stream' or 'auto' (by the size of the data).
+
+    Raises:
+      UserError: a member asks for a split that the study does not make, or text
+        for a stream of images.
+    """
+    data = self.dataset
+    for member in cohort.members:
+      if not 0 <= member.split < len(self.splits):
+        raise UserError(f'cohort {cohort.name}: split {member.split} of {len(self.splits)}')
+    pairs = list(dict.fromkeys((m.data_seed, m.split) for m in cohort.members))
+    rows = {pair: i for i, pair in enumerate(pairs)}
+    order = BatchOrder([(seed, self.splits[split].train) for seed, split in pairs],
+                       cohort.batch_size)
+    routes = Routes(*(np.array(v, np.int32) for v in zip(*(
+        (rows[m.data_seed, m.split], m.labels, m.split) for m in cohort.members), strict=True)))
+    if data.kind == 'tokens':
+      task, arrays = NextToken(), {'inputs': data.inputs}
+    else:
+      task = Classification(float(data.mean), float(data.std))
+      tables = self.label_tables(max(m.labels for m in cohort.members))
+      arrays = {'inputs': data.inputs, 'labels': tables}
+    sets = [(part_of_train(s), s.val, s.test) for s in self.splits]
+    if feed == 'auto':
+      feed = 'stream' if data.inputs.nbytes >= STREAM_FROM_BYTES else 'device'
+    if feed == 'device':
+      device = DeviceFeed(arrays, order)
+      constant, _ = device.block(0, 1)
+      return Prepared(task, device, constant, constant, routes, len(pairs), sets)
+    if data.kind == 'tokens':
+      raise UserError('config.engine.feed: text lies on the device; set it to device or auto')
+    source = _LabelledSource(ImageSource(self.request.dataset, self.data_dir), arrays['labels'])
+    used = np.unique(np.concatenate([part for parts in sets for part in parts]))
+    constant = jax.device_put({'inputs': data.inputs[used], 'labels': arrays['labels'][used]})
+    sets = [tuple(np.searchsorted(used, part).astype(np.int32) for part in parts)
+            for parts in sets]
+    stream = _PaddedStream(source, order, cohort, arrays)
+    return Prepared(task, stream, stream.shapes, constant, routes, len(pairs), sets,
+                    stream.steps_per_call)
+
+
+def part_of_train(split: Split) -> np.ndarray:
+  """As many evenly spaced training examples as there are validation examples."""
+  count = min(len(split.val), len(split.train))
+  return split.train[np.linspace(0, len(split.train) - 1, count).astype(np.int64)]
+
+
+class _LabelledSource:
+  """Images from disk with their rows of the label tables, which stay in memory."""
+
+  def __init__(self, source: ImageSource, tables: np.ndarray):
+    self._source, self._tables = source, tables
+
+  def gather(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
+    return {'inputs': self._source.gather(numbers)['inputs'], 'labels': self._tables[numbers]}
+
+
+class _PaddedStream:
+  """A StreamFeed whose blocks always have the compiled size, also in a short last call."""
+
+  def __init__(self, source, order: BatchOrder, cohort: Cohort, arrays):
+    self._feed = StreamFeed(source, order)
+    per_step = len(order) * order.batch_size
+    example = sum(a[0].nbytes for a in arrays.values())
+    self.steps_per_call = int(max(1, min(cohort.steps, 100,
+                                         STREAM_BLOCK_BYTES // (per_step * example))))
+    self._rows = self.steps_per_call * per_step
+    self.shapes = {k: jax.ShapeDtypeStruct((self._rows, *a.shape[1:]), a.dtype)
+                   for k, a in arrays.items()}
+
+  def block(self, step: int, n: int):
+    arrays, index = self._feed.block(step, n)
+    padded = {}
+    for name, array in arrays.items():
+      fill = np.zeros((self._rows - len(array), *array.shape[1:]), array.dtype)
+      padded[name] = np.concatenate([array, fill]) if len(fill) else array
+    return padded, index
+
+  def close(self) -> None:
+    self._feed.close()

@@ -1,0 +1,50 @@
+"""The end of a study: claims, tables, figures, and the state 'done' as the last word."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from launch.study import atomic
+from launch.study import claims as claims_lib
+from launch.study import plotting
+from launch.study import shown
+from launch.study import tables as tables_lib
+from launch.study.study import Run, Study
+from launch.study.workdir import Workdir
+from model_lib import faults
+
+
+def read_metrics(path: Path) -> pd.DataFrame:
+  """metrics.jsonl as a DataFrame; null is nan."""
+  with open(path, encoding='utf-8') as f:
+    return pd.DataFrame([json.loads(line) for line in f])
+
+
+def finish(study: Study, run: Run, workdir: Workdir, figures: bool) -> None:
+  """Writes claims.json, table.md, table.tex and the figures, then the state 'done'.
+
+  Every file is computed from the rows and the metrics alone, so a start that is
+  killed in here does all of it again.
+  """
+  report = study.report(run)
+  verdicts = claims_lib.evaluate(study.claims(run.config), report.outcomes)
+  faults.reach('final_table')
+  claims_lib.write_claims(workdir.claims, verdicts)
+  tables = [*report.tables, tables_lib.claims_table([v.record() for v in verdicts])]
+  notes = [f'Note: {note}.' for note in run.notes]
+  workdir.write_text(workdir.table_md,
+                     '\n'.join([*(t.to_markdown() for t in tables), *notes]) + '\n')
+  workdir.write_text(workdir.table_tex,
+                     '\n'.join([*(t.to_latex() for t in tables),
+                                *(f'% {n}' for n in notes)]) + '\n')
+  workdir.write_text(shown.text_path(workdir),
+                     '\n'.join([*(t.to_text() for t in tables), *notes]) + '\n')
+  if figures:
+    with atomic.as_user_error(workdir.figures, 'create'):
+      workdir.figures.mkdir(exist_ok=True)
+    for name, draw in report.figures.items():
+      plotting.save_png(draw(), workdir.figures / f'{name}.png')
+  workdir.write_status('done', eta_s=0.0)

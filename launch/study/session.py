@@ -1,0 +1,73 @@
+"""One start of a study, from the loaded data to the report."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from launch import environment
+from launch.preemption import Preemption
+from launch.study import config as config_lib
+from launch.study import datasets
+from launch.study import finish
+from launch.study.progress import say
+from launch.study.records import Record
+from launch.study.runner import Runner
+from launch.study.study import Run, Study
+from launch.study.workdir import Workdir
+from model_lib.errors import UserError
+from model_lib.training.loop import Preempted
+
+__all__ = ['NothingSurvived', 'Preempted', 'open_data', 'run', 'say']
+
+
+class NothingSurvived(Exception):
+  """Every run of a study diverged; the message says where to look."""
+
+
+def open_data(study: Study, config, record: Record | None, workdir: Workdir) -> datasets.StudyData:
+  """Checks the config against the registries and loads the data. Writes nothing in the workdir.
+
+  Raises:
+    UserError, DataError: a name that does not exist, data that is missing, or
+      data that is not the one the run began with.
+  """
+  study.check(config)
+  data = datasets.StudyData(study.data(config), config.io.data_dir)
+  if record is not None and record.data and record.data['sha256'] != data.dataset.sha256:
+    raise UserError(
+        f'{workdir.path} was begun with other data: {record.data["name"]} had sha256 '
+        f'{record.data["sha256"][:12]}..., now {data.dataset.sha256[:12]}...; '
+        'bring the data back, or name another --workdir')
+  return data
+
+
+def run(study: Study, record: Record, workdir: Workdir, preemption: Preemption,
+        data: datasets.StudyData, threads: int) -> None:
+  """Runs or resumes the study in its locked workdir and writes its report.
+
+  Raises:
+    Preempted: after a save, when the run was asked to stop.
+    NothingSurvived: every run diverged.
+    UserError: a mistake in the config or the workdir.
+  """
+  device = jax.devices()[0]
+  record.engine = {'cpu_threads': threads, 'device_kind': device.device_kind,
+                   'devices': 1, **record.engine}
+  record.data = {'name': data.dataset.name, 'sha256': data.dataset.sha256}
+  record.write(workdir)
+  entry = environment.snapshot() | {
+      'device_kind': device.device_kind, 'device_count': 1,
+      'data': {data.dataset.name: data.dataset.sha256}}
+  runner = Runner(study, record, workdir, preemption, data, entry)
+  try:
+    rows = runner.run()
+  finally:
+    runner.close()
+  if not np.any(rows.diverged_step < 0):
+    raise NothingSurvived(f'none of the {len(rows)} runs survived; see {workdir.results}')
+  with preemption.busy('writing the report'):
+    config = config_lib.from_dict(study.config, record.configs[-1])
+    report = Run(config, rows, lambda: finish.read_metrics(workdir.metrics), data.dataset.name,
+                 runner.notes)
+    finish.finish(study, report, workdir, config.io.figures)

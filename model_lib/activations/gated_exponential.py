@@ -1,0 +1,75 @@
+"""x g(x) with a g built from the softplus or from an exponential of an exponential.
+
+Every function maps an array of any shape to the same shape, entry by entry, in the dtype it
+is given; `get_activation` adds the float32 arithmetic for narrower inputs.
+"""
+
+from __future__ import annotations
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from model_lib.activations.numerics import EXPONENT_LIMIT, split_at_zero
+from model_lib.activations.registry import register
+
+
+@register(source='jax')
+def mish(x: jax.Array) -> jax.Array:
+  """x tanh(ln(1 + e^x)).
+
+  Misra 2019, arXiv 1908.08681.
+  """
+  return x * jnp.tanh(jax.nn.softplus(x))
+
+
+@register(source='kunc2024')
+def serf(x: jax.Array) -> jax.Array:
+  """x erf(ln(1 + e^x)).
+
+  Nag et al. 2021, arXiv 2108.09598.
+  """
+  return x * lax.erf(jax.nn.softplus(x))
+
+
+@register(source='kunc2024', aliases=('telu',))
+def tanhexp(x: jax.Array) -> jax.Array:
+  """x tanh(e^x).
+
+  Liu & Di 2020, arXiv 2003.09855.
+  """
+  return x * jnp.tanh(jnp.exp(jnp.minimum(x, EXPONENT_LIMIT)))
+
+
+@register(source='kunc2024')
+def gish(x: jax.Array) -> jax.Array:
+  """x ln(2 - exp(-e^x))."""
+  return x * jnp.log1p(-jnp.expm1(-jnp.exp(jnp.minimum(x, EXPONENT_LIMIT))))
+
+
+@register(source='kunc2024')
+def loglogish(x: jax.Array) -> jax.Array:
+  """x (1 - exp(-e^x))."""
+  return -x * jnp.expm1(-jnp.exp(jnp.minimum(x, EXPONENT_LIMIT)))
+
+
+@register(source='das2025', aliases=('expexpish',))
+def golu(x: jax.Array) -> jax.Array:
+  """x exp(-e^-x).
+
+  Das et al. 2025, arXiv 2502.03654.
+  """
+  return x * jnp.exp(-jnp.exp(jnp.minimum(-x, EXPONENT_LIMIT)))
+
+
+@register(source='kunc2024')
+def colu(x: jax.Array) -> jax.Array:
+  """x / (1 - x exp(-(x + e^x))).
+
+  Vagerwal 2021.
+  """
+  left, right = split_at_zero(x)
+  # Multiplied through by exp(x + e^x) on the left, where its inverse overflows.
+  factor = jnp.exp(left + jnp.exp(left))
+  inverse = jnp.exp(-right - jnp.exp(jnp.minimum(right, EXPONENT_LIMIT)))
+  return jnp.where(x < 0, left * factor / (factor - left), right / (1 - right * inverse))

@@ -1,0 +1,122 @@
+"""Piecewise rectifiers: ReLU and its relatives, shrinkage, absolute value.
+
+Every function maps an array of any shape to the same shape, entry by entry, in the dtype it
+is given; `get_activation` adds the float32 arithmetic for narrower inputs. The derivative of
+a ReLU at 0 is 0.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from model_lib.activations.registry import register
+
+
+@register(source='jax', kinks=(0.0,))
+def relu(x: jax.Array) -> jax.Array:
+  """max(x, 0).
+
+  Nair & Hinton 2010.
+  """
+  return jax.nn.relu(x)
+
+
+@register(source='jax', kinks=(0.0, 6.0))
+def relu6(x: jax.Array) -> jax.Array:
+  """min(max(x, 0), 6).
+
+  Krizhevsky 2010.
+  """
+  return jax.nn.relu6(x)
+
+
+@register(source='jax', kinks=(0.0,))
+def leaky_relu(x: jax.Array, slope: float = 0.01) -> jax.Array:
+  """x for x >= 0, slope x for x < 0.
+
+  Maas et al. 2013.
+  """
+  return jax.nn.leaky_relu(x, slope)
+
+
+@register(source='kunc2024', kinks=(0.0,), aliases=('very_leaky_relu', 'vlrelu'))
+def very_leaky(x: jax.Array) -> jax.Array:
+  """x for x >= 0, x / 3 for x < 0."""
+  return jax.nn.leaky_relu(x, 1 / 3)
+
+
+@register(source='kunc2024', kinks=(-1.0,))
+def shifted_relu(x: jax.Array) -> jax.Array:
+  """max(x, -1).
+
+  Clevert et al. 2015, arXiv 1511.07289.
+  """
+  return jnp.maximum(x, -1)
+
+
+@register(source='kunc2024', aliases=('squared_relu',))
+def relu_squared(x: jax.Array) -> jax.Array:
+  """max(x, 0)^2.
+
+  So et al. 2021 (Primer), arXiv 2109.08668.
+  """
+  return jnp.square(jax.nn.relu(x))
+
+
+@register(source='kunc2024')
+def star_relu(x: jax.Array, scale: float = 0.8944, shift: float = -0.4472) -> jax.Array:
+  """scale max(x, 0)^2 + shift, both fixed: mean 0 and variance 1 under N(0, 1).
+
+  Yu et al. 2022 (MetaFormer), arXiv 2210.13452.
+  """
+  return scale * jnp.square(jax.nn.relu(x)) + shift
+
+
+@register(source='standard', kinks=(0.0,))
+def abs_(x: jax.Array) -> jax.Array:
+  """|x|; the derivative at 0 is 0."""
+  return jnp.abs(x)
+
+
+@register(source='kunc2024', kinks=(0.0,), positive=('beta',))
+def nlrelu(x: jax.Array, beta: float = 1.0) -> jax.Array:
+  """ln(1 + beta max(x, 0)).
+
+  Liu et al. 2019, arXiv 1908.03682.
+  """
+  return jnp.log1p(beta * jax.nn.relu(x))
+
+
+@register(source='torch', kinks=lambda threshold: (-threshold, threshold),
+          jumps=lambda threshold: (-threshold, threshold), positive=('threshold',))
+def hard_shrink(x: jax.Array, threshold: float = 0.5) -> jax.Array:
+  """x for |x| > threshold, else 0."""
+  return jnp.where(jnp.abs(x) <= threshold, 0, x)
+
+
+@register(source='torch', kinks=lambda threshold: (-threshold, threshold),
+          positive=('threshold',))
+def soft_shrink(x: jax.Array, threshold: float = 0.5) -> jax.Array:
+  """sign(x) max(|x| - threshold, 0)."""
+  return x - jnp.clip(x, -threshold, threshold)
+
+
+@register(source='torch')
+def tanh_shrink(x: jax.Array) -> jax.Array:
+  """x - tanh(x)."""
+  near = jnp.abs(x) < 0.25
+  small = jnp.where(near, x, 0)
+  # Taylor: the difference of two nearly equal numbers has no correct digit near 0.
+  coefficients = (1 / 3, -2 / 15, 17 / 315, -62 / 2835, 1382 / 155925, -21844 / 6081075,
+                  929569 / 638512875)
+  square = jnp.square(small)
+  series = jnp.polyval(jnp.asarray(coefficients[::-1], x.dtype), square) * square * small
+  return jnp.where(near, series, x - jnp.tanh(x))
+
+
+@register(source='kunc2024')
+def suish(x: jax.Array) -> jax.Array:
+  """max(x, x e^-|x|)."""
+  left = jnp.where(x > 0, 0, x)
+  return jnp.where(x > 0, x, left * jnp.exp(left))

@@ -1,0 +1,48 @@
+"""A small causal language model in the shape of GPT-2, with an untied readout."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from model_lib.errors import UserError
+from model_lib.models.embedding import Table
+from model_lib.models.linear import Linear
+from model_lib.models.transformer import Transformer
+
+
+class GPT(nn.Module):
+  """tokens [B, T] (integers below vocab, T <= length) -> logits [B, T, vocab].
+
+  The logits at t depend on tokens up to t only (with `batch` norm: at inference). The
+  arithmetic is done in the dtype of the parameters.
+
+  Raises:
+    UserError: the tokens are not integers [B, T] with T <= length.
+  """
+
+  vocab: int = 256
+  length: int = 128
+  dim: int = 64
+  depth: int = 2
+  heads: int = 4
+  mlp_ratio: int = 4
+  activation: str = 'gelu'
+  norm: str = 'pre:layer'
+  init_gain: bool = True
+  parametrization: str = 'sp'
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    if x.ndim != 2 or x.shape[1] > self.length or not jnp.issubdtype(x.dtype, jnp.integer):
+      raise UserError(f'gpt: input {x.dtype}{list(x.shape)} is not integer tokens [B, T] with '
+                      f'T <= length={self.length}')
+    embedding = Table(self.vocab, self.dim, 'embedding', self.parametrization, name='embedding')()
+    position = Table(self.length, self.dim, 'position', self.parametrization, name='position')()
+    x_btd = embedding[x] + position[None, :x.shape[1]]
+    x_btd = Transformer(self.depth, self.heads, self.mlp_ratio, True, self.activation,
+                        self.norm, self.init_gain, self.parametrization,
+                        name='blocks')(x_btd, train)
+    return Linear(self.vocab, 'readout', parametrization=self.parametrization,
+                  name='head')(x_btd)

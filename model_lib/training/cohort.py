@@ -1,0 +1,103 @@
+"""What a cohort is, as plain data: members that differ in numbers, not in shapes.
+
+Nothing here imports jax, so that a study file can build its cohorts, and a
+finished run can be reported, before jax is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+
+Number = int | float
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+  """A model by name with its static arguments (strings, numbers, tuples)."""
+
+  name: str
+  arguments: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+  """An optax transformation and the shape of its schedule.
+
+  The learning rate and the weight decay are swept numbers and belong to the
+  members (`Member.hp`); what stands here is the same for the whole cohort.
+
+  Attributes:
+    name: 'adam' (with decoupled weight decay) or 'sgd'.
+    b1, b2, eps: Adam's constants (optax.scale_by_adam).
+    momentum: heavy-ball momentum of 'sgd'.
+    schedule: 'constant' or 'cosine' (to 0 at the last step); multiplies the rate.
+    warmup: share of the steps with a linear rise from 0.
+  """
+
+  name: str = 'adam'
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  momentum: float = 0.0
+  schedule: str = 'constant'
+  warmup: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+  """One training run.
+
+  Attributes:
+    tags: the columns that identify the run in results.csv.
+    seed: of the initialization and of every later random draw of this run.
+    data_seed: of the batch order. Runs with equal seeds see equal batches.
+    split: number of the train / validation / test split.
+    labels: 0 for the data's own labels, k > 0 for their k-th random permutation.
+    hp: swept numbers by name: optimizer's ('learning_rate', 'weight_decay') and
+      the model's `hp` collection ('activation_code', 'init_gain', ...).
+  """
+
+  tags: Mapping[str, str | Number]
+  seed: int
+  data_seed: int
+  split: int
+  hp: Mapping[str, Number]
+  labels: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cohort:
+  """Members that share one compiled program.
+
+  Attributes:
+    name: unique in its study; the `run` of its lines in metrics.jsonl.
+    model, optimizer: the program.
+    members: the runs, in the order of their rows.
+    steps: optimizer steps of every member.
+    batch_size: examples per step.
+    time_by: tag by whose values the cost of a step is timed apart ('' for never).
+    time_reference: value of that tag that the ratios refer to, and the model
+      which holds it where it is no member of this cohort.
+  """
+
+  name: str
+  model: ModelSpec
+  members: tuple[Member, ...]
+  steps: int
+  batch_size: int
+  optimizer: OptimizerSpec = OptimizerSpec()
+  time_by: str = ''
+  time_reference: tuple[str, ModelSpec] | None = None
+
+  def fingerprint(self) -> str:
+    """SHA-256 of everything that decides the bits of this cohort."""
+    text = json.dumps(dataclasses.asdict(self), sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def identity(member: Member) -> str:
+  """The run's tags as one string: what `--extend` compares to find runs already done."""
+  return json.dumps(dict(member.tags), sort_keys=True)

@@ -1,0 +1,199 @@
+"""Trains a cohort: calls, metrics, checkpoints, preemption.
+
+The order of events around a checkpoint is what makes a killed run end with the
+same bits: lines up to step s are written and forced to the disk, then the state
+at s is saved together with the length of the metrics file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from model_lib.training import population as population_lib
+from model_lib.training.checkpoint import Checkpoints
+from model_lib.training.metrics import MetricsFile, Sink
+from model_lib.training.planning import Plan, record_rows
+from model_lib.training.population import Population, Routes
+
+
+class Feed(Protocol):
+  """Examples for the steps [step, step + n)."""
+
+  def block(self, step: int, n: int):
+    """(arrays of the task, index int32 [streams, n, B] into them)."""
+
+
+class Stop(Protocol):
+  """Tells whether the run was asked to end, and is told when the loop has seen it."""
+
+  requested: bool
+
+  def acknowledge(self) -> None: ...
+
+
+class Preempted(Exception):
+  """The run was asked to stop; its state is saved and committed."""
+
+
+def compile_for(population: Population, plan: Plan, arrays, n_streams: int, log_every: int):
+  """The training call of a plan."""
+  return population.compile_call(
+      population.abstract(plan.chunk), arrays, n_streams, plan.steps_per_call,
+      record_rows(plan.steps_per_call, log_every))
+
+
+def initial_chunks(population: Population, plan: Plan) -> list:
+  """The members' states at step 0, as padded chunks."""
+  return [population.initial(part)
+          for part in population_lib.pad_members(population.cohort.members, plan.chunk)]
+
+
+def route_chunks(routes: Routes, plan: Plan) -> list[np.ndarray]:
+  """The members' routes [chunk, 3], padded like the states."""
+  rows = routes.stacked()
+  return [np.asarray(part) for part in
+          population_lib.split_chunks(rows, len(rows), plan.chunk)]
+
+
+def recorded(step: int, n: int, total: int, log_every: int) -> list[int]:
+  """The step counts in (step, step + n] that are recorded: multiples of log_every, and the last."""
+  return [s for s in range(step + 1, step + n + 1) if s % log_every == 0 or s == total]
+
+
+def slots_for(step: int, counts: Sequence[int], k: int, rows: int) -> np.ndarray:
+  """int32 [k]: the record's row of each step of a call, or `rows` where none is kept."""
+  slots = np.full(k, rows, np.int32)
+  for row, count in enumerate(counts):
+    slots[count - 1 - step] = row
+  return slots
+
+
+def padded_index(index_snb: np.ndarray, k: int) -> np.ndarray:
+  """The index block of a short call, filled up to the compiled [S, k, B]."""
+  s, n, b = index_snb.shape
+  if n == k:
+    return index_snb
+  block = np.zeros((s, k, b), np.int32)
+  block[:, :n] = index_snb
+  return block
+
+
+def train(population: Population, plan: Plan, call, feed: Feed, routes: Routes, chunks: list,
+          step: int, *, run: str, first_member: int, metrics: MetricsFile,
+          sinks: Sequence[Sink] = (), checkpoints: Checkpoints | None = None,
+          checkpoint_interval_s: float = 60.0, stop: Stop | None = None,
+          progress: Callable[[int, np.ndarray], None] | None = None, log_every: int = 25,
+          mesh=None) -> list:
+  """Moves a cohort from `step` to its last step.
+
+  Args:
+    population, plan, call: the compiled program.
+    feed: index blocks and arrays; routes: which stream and labels each member reads.
+    chunks: the states at `step`, padded; they are donated.
+    run, first_member: identity of the lines in metrics.jsonl.
+    metrics, sinks: where records go; only the metrics file is part of the promise.
+    checkpoints: None trains without saving.
+    checkpoint_interval_s: least seconds between two saves; the first call's end
+      and the last step are always saved.
+    stop: polled after each call.
+    progress: called after each call with (step, mean loss of the recorded steps).
+    log_every: steps between records.
+    mesh: placement over devices; this loop runs on one.
+
+  Returns:
+    The chunks at the last step.
+
+  Raises:
+    Preempted: after the save that followed a stop request has committed.
+  """
+  del mesh
+  total, n_members = population.cohort.steps, len(population.cohort.members)
+  members = np.arange(first_member, first_member + n_members)
+  k, rows = plan.steps_per_call, record_rows(plan.steps_per_call, log_every)
+  route_parts = [jax.device_put(part) for part in route_chunks(routes, plan)]
+  names = None
+  pending = None
+  last_save = None
+
+  def write(item) -> None:
+    counts, records = item
+    if not counts:
+      return
+    values = np.concatenate([np.asarray(r) for r in records])[:n_members, :len(counts)]
+    for sink in (metrics, *sinks):
+      sink.write(run, members, 'train', counts, names, values)
+
+  block = feed.block(step, min(k, total - step)) if step < total else None
+  while step < total:
+    arrays, index = block
+    n = index.shape[1]
+    names = names or population.metric_names(arrays)
+    counts = recorded(step, n, total, log_every)
+    slots = slots_for(step, counts, k, rows)
+    index = padded_index(index, k)
+    records = []
+    for c, part in enumerate(route_parts):
+      chunks[c], record = call(chunks[c], part, arrays, index, slots, np.int32(n))
+      records.append(record)
+    # While the device works, the host writes the records before and draws the next block.
+    if pending:
+      write(pending)
+    step += n
+    if step < total:
+      block = feed.block(step, min(k, total - step))
+    # np.asarray of a running call would hold back signal handlers; waiting here does not.
+    jax.block_until_ready((chunks, records))
+    pending = (counts, records)
+    if progress:
+      last = np.asarray(records[0])[:, max(0, len(counts) - 1), names.index('loss')]
+      progress(step, last if counts else None)
+    asked = stop is not None and stop.requested
+    if asked:
+      stop.acknowledge()
+    due = last_save is None or time.monotonic() - last_save >= checkpoint_interval_s
+    if checkpoints is not None and (asked or due or step == total):
+      write(pending)
+      pending = None
+      position = {'step': step, 'run': run, 'metrics_bytes': metrics.sync(),
+                  'cohort': population.cohort.fingerprint()}
+      checkpoints.save(step, population_lib.join_chunks(chunks, n_members), position)
+      last_save = time.monotonic()
+    if asked:
+      if checkpoints is not None:
+        checkpoints.wait()
+      raise Preempted
+  if pending:
+    write(pending)
+  if checkpoints is not None:
+    checkpoints.wait()
+  return chunks
+
+
+def evaluate(population: Population, plan: Plan, evaluation, chunks: list, routes: Routes, arrays,
+             index: np.ndarray, weights: np.ndarray, sets: np.ndarray) -> list[dict]:
+  """Weighted means of the losses and metrics over each set of examples.
+
+  Args:
+    evaluation: from Population.compile_evaluation.
+    index, weights: [splits, E, B]; sets [E] names the set of each batch.
+
+  Returns:
+    One {'loss': [members], metric: [members]} per set, float64 means of the
+    float32 sums, added in the order of the batches.
+  """
+  parts = []
+  for chunk, part in zip(chunks, route_chunks(routes, plan), strict=True):
+    sums = evaluation(chunk, part, arrays, index, weights)
+    jax.block_until_ready(sums)
+    parts.append(jax.tree.map(np.asarray, sums))
+  n = len(population.cohort.members)
+  joined = {k: np.concatenate([p[k] for p in parts])[:n].astype(np.float64) for k in parts[0]}
+  split = routes.split
+  counts = weights.astype(np.float64).sum(-1)[split]  # [members, E]
+  return [{k: v[:, sets == s].sum(1) / counts[:, sets == s].sum(1) for k, v in joined.items()}
+          for s in range(int(sets.max()) + 1)]

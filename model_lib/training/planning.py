@@ -1,0 +1,132 @@
+"""Batching, chunk and steps per call of a cohort: decided once, before step 0.
+
+Under vmap the chunk is part of the bits, and no decision that rests on free
+memory or on a clock can be repeated. So a plan is made once, written down by the
+caller, and used as it stands when the run is resumed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model_lib.training import population as population_lib
+from model_lib.training.population import Population
+
+MAX_STEPS_PER_CALL = 100
+INDEX_BLOCK_BYTES = 64 * 2**20
+CALL_SECONDS = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The engine's decisions for one cohort.
+
+  Attributes:
+    batching: 'map' or 'vmap'.
+    chunk: members per call.
+    steps_per_call: K; calls begin at its multiples.
+    estimate_mib: memory of one call by the compiler (arguments + outputs -
+      aliases + temporaries) plus the state of the chunks that wait meanwhile.
+    limit_mib: what it was held against.
+    state_mib_per_member: parameters, optimizer state, swept numbers.
+  """
+
+  batching: str
+  chunk: int
+  steps_per_call: int
+  estimate_mib: float
+  limit_mib: float
+  state_mib_per_member: float
+
+
+def default_limit_mib() -> float:
+  """Half of the memory that is free now: the device's where it tells, else the host's."""
+  stats = jax.devices()[0].memory_stats()
+  if stats and 'bytes_limit' in stats:
+    return 0.5 * (stats['bytes_limit'] - stats['bytes_in_use']) / 2**20
+  with open('/proc/meminfo', encoding='ascii') as f:
+    fields = dict(line.split(':', 1) for line in f)
+  return 0.5 * int(fields['MemAvailable'].split()[0]) / 1024
+
+
+def default_batching() -> str:
+  """'map' on a CPU, where a member's bits then depend on no other; 'vmap' elsewhere."""
+  return 'map' if jax.default_backend() == 'cpu' else 'vmap'
+
+
+def record_rows(steps_per_call: int, log_every: int) -> int:
+  """Rows that the records of one call need: its multiples of log_every, and the last step."""
+  return math.ceil(steps_per_call / log_every) + 1
+
+
+def largest_call(steps: int, n_streams: int, batch_size: int) -> int:
+  """Most steps per call: the index block [streams, K, B] must stay small."""
+  return max(1, min(steps, MAX_STEPS_PER_CALL,
+                    INDEX_BLOCK_BYTES // (4 * n_streams * batch_size)))
+
+
+def even_chunk(n: int, chunk: int) -> int:
+  """The smallest chunk that needs no more calls than `chunk` does for n members."""
+  return math.ceil(n / math.ceil(n / max(1, min(chunk, n))))
+
+
+def decide(population: Population, arrays, n_streams: int, *, chunk: int = 0,
+           steps_per_call: int = 0, limit_mib: float = 0, log_every: int = 25):
+  """Makes the plan of a cohort; a setting of 0 is decided here.
+
+  The chunk is the largest whose estimated memory stays under the limit; the
+  steps per call follow from a timed call on a copy of the state, which is thrown
+  away, so that one round over all chunks lasts at most about CALL_SECONDS.
+
+  Args:
+    population: of the cohort.
+    arrays: device arrays of the task.
+    n_streams: rows of the index block.
+
+  Returns:
+    (plan, compiled call or None where the caller must compile for the plan).
+  """
+  cohort = population.cohort
+  n = len(cohort.members)
+  abstract = population.abstract(1)
+  state_mib = sum(s.size * s.dtype.itemsize for s in jax.tree.leaves(abstract)) / 2**20
+  limit = limit_mib or default_limit_mib()
+  largest = steps_per_call or largest_call(cohort.steps, n_streams, cohort.batch_size)
+  rows = record_rows(largest, log_every)
+  # The state that waits outside of the call is counted as well, hence the members' sum.
+  size = even_chunk(n, chunk or int(max(1, (limit - n * state_mib) // (2.3 * state_mib))))
+  while True:
+    compiled = population.compile_call(population.abstract(size), arrays, n_streams, largest, rows)
+    waiting = (math.ceil(n / size) - 1) * size * state_mib
+    estimate = population_lib.call_bytes(compiled) / 2**20 + waiting
+    if chunk or estimate <= limit or size == 1:
+      break
+    size = even_chunk(n, max(1, min(size - 1, int(size * limit / estimate))))
+  if not steps_per_call:
+    steps_per_call = timed_steps(population, compiled, arrays, n_streams, largest, rows,
+                                 size, math.ceil(n / size))
+  plan = Plan(population.batching, size, steps_per_call, round(estimate, 3), round(limit, 3),
+              round(state_mib, 6))
+  return plan, (compiled if largest == steps_per_call else None)
+
+
+def timed_steps(population, compiled, arrays, n_streams, largest, rows, size, chunks) -> int:
+  """Steps per call so that a round over all chunks lasts at most about CALL_SECONDS."""
+  members = population_lib.pad_members(population.cohort.members, size)[0]
+  state = population.initial(members)
+  routes = jnp.zeros((size, 3), jnp.int32)
+  index = jnp.zeros((n_streams, largest, population.cohort.batch_size), jnp.int32)
+  slots = np.full(largest, rows, np.int32)
+  seconds = []
+  for _ in range(2):  # the first call also pays for first use
+    start = time.perf_counter()
+    state, _ = compiled(state, routes, arrays, index, slots, np.int32(1))
+    jax.block_until_ready(state)
+    seconds.append(time.perf_counter() - start)
+  return int(max(1, min(largest, CALL_SECONDS // (min(seconds) * chunks))))
