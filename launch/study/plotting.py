@@ -1,8 +1,8 @@
 """The look of every figure, and the few shapes that studies share.
 
-Figures are made without pyplot (matplotlib's Agg canvas alone): no display, no global state, nothing
-to close. The palette is Okabe and Ito's (2008), which stays apart under all common kinds
-of colour blindness; lines differ in dash as well, for print in grey.
+Figures are made without pyplot (matplotlib's Agg canvas alone): no display, no global state,
+nothing to close. The palette is Okabe and Ito's (2008), which stays apart under all common
+kinds of colour blindness; lines differ in dash as well, for print in grey.
 """
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def label_figure(figure: Figure, panels: Sequence[Axes], *, x: str, y: str = '')
 def plain_log_axis(axes: Axes) -> None:
   """A logarithmic y axis with plain numbers, for what is drawn already.
 
-  Ticks stand at 1, 2 and 5 times powers of ten; at even steps where the range holds too few of them.
+  Ticks stand at 1, 2 and 5 times powers of ten, or at even steps where the range holds too few.
   """
   axes.set_yscale('log')
   low, high = axes.get_ylim()

@@ -8,6 +8,7 @@ on with the first cohort that has no record.
 from __future__ import annotations
 
 import dataclasses
+import json
 import resource
 import shutil
 import time
@@ -54,6 +55,7 @@ class Runner:
     self.rows: list[dict[str, Any]] = []
     self._by_identity: dict[str, dict[str, Any]] = {}
     self._events: EventSink | None = None
+    self._references: dict[str, Any] = {}
     self._checkpoints: Checkpoints | None = None
     preemption.register_save(lambda: self._checkpoints is not None
                              and self._checkpoints.in_flight)
@@ -238,12 +240,23 @@ class Runner:
     runs = {kind: prepare(member) for kind, member in kinds.items()}
     reference, spec = cohort.time_reference
     if reference not in runs:
+      runs[reference] = self._reference_run(population, prepared, spec)
+    return timing.relative_cost(runs, reference)
+
+  def _reference_run(self, population, prepared, spec):
+    """Times the reference model; compiled once per start and model."""
+    cohort = population.cohort
+    key = json.dumps([dataclasses.asdict(spec), cohort.batch_size, population.batching],
+                     default=list)
+    if key not in self._references:
       member = dataclasses.replace(
           cohort.members[0], hp={'learning_rate': cohort.members[0].hp['learning_rate']})
       alone = dataclasses.replace(cohort, model=spec, members=(member,))
-      other = Population(alone, self.data.build(spec), prepared.task, arrays, population.batching)
-      runs[reference] = timing.stepper(other, arrays, 1, cohort.batch_size)(member)
-    return timing.relative_cost(runs, reference)
+      other = Population(alone, self.data.build(spec), prepared.task, prepared.constant,
+                         population.batching)
+      self._references[key] = timing.stepper(other, prepared.constant, 1,
+                                             cohort.batch_size)(member)
+    return self._references[key]
 
   def _finish(self, cohort, population, chunks, results, costs, first_member, directory,
               prepared):

@@ -201,8 +201,8 @@ def _significant_interval(digits: int) -> Formatter:
 
 def _display_width(cell: str) -> int:
   """Terminal columns: combining marks take none, wide East Asian characters two."""
-  return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in 'WF' else 1
-             for c in cell)
+  shown = [c for c in cell if not unicodedata.combining(c)]
+  return len(shown) + sum(unicodedata.east_asian_width(c) in 'WF' for c in shown)
 
 
 def _pad(cell: str, width: int, right: bool) -> str:

@@ -18,7 +18,7 @@ from model_lib.training import population as population_lib
 from model_lib.training.checkpoint import Checkpoints
 from model_lib.training.metrics import MetricsFile, Sink
 from model_lib.training.planning import Plan, record_rows
-from model_lib.training.population import Population, Routes
+from model_lib.training.population import Population, Routes, TrainingCall
 
 
 class Feed(Protocol):
@@ -40,7 +40,7 @@ class Preempted(Exception):
   """The run was asked to stop; its state is saved and committed."""
 
 
-def compile_for(population: Population, plan: Plan, arrays, n_streams: int, log_every: int):
+def compile_for(population: Population, plan: Plan, arrays, n_streams: int, log_every: int) -> TrainingCall:
   """The training call of a plan."""
   return population.compile_call(
       population.abstract(plan.chunk), arrays, n_streams, plan.steps_per_call,
@@ -83,7 +83,7 @@ def padded_index(index_snb: np.ndarray, k: int) -> np.ndarray:
   return block
 
 
-def train(population: Population, plan: Plan, call, feed: Feed, routes: Routes, chunks: list,
+def train(population: Population, plan: Plan, call: TrainingCall, feed: Feed, routes: Routes, chunks: list,
           step: int, *, run: str, first_member: int, metrics: MetricsFile,
           sinks: Sequence[Sink] = (), checkpoints: Checkpoints | None = None,
           checkpoint_interval_s: float = 60.0, stop: Stop | None = None,
@@ -114,7 +114,7 @@ def train(population: Population, plan: Plan, call, feed: Feed, routes: Routes, 
   del mesh
   total, n_members = population.cohort.steps, len(population.cohort.members)
   members = np.arange(first_member, first_member + n_members)
-  k, rows = plan.steps_per_call, record_rows(plan.steps_per_call, log_every)
+  k = plan.steps_per_call
   route_parts = [jax.device_put(part) for part in route_chunks(routes, plan)]
   names = None
   pending = None
@@ -134,8 +134,8 @@ def train(population: Population, plan: Plan, call, feed: Feed, routes: Routes, 
     n = index.shape[1]
     names = names or population.metric_names(arrays)
     counts = recorded(step, n, total, log_every)
-    slots = slots_for(step, counts, k, rows)
-    index = padded_index(index, k)
+    slots = slots_for(step, counts, call.capacity, call.rows)
+    index = padded_index(index, call.capacity)
     records = []
     for c, part in enumerate(route_parts):
       chunks[c], record = call(chunks[c], part, arrays, index, slots, np.int32(n))

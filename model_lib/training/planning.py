@@ -90,7 +90,7 @@ def decide(population: Population, arrays, n_streams: int, *, chunk: int = 0,
     n_streams: rows of the index block.
 
   Returns:
-    (plan, compiled call or None where the caller must compile for the plan).
+    (plan, the compiled call, whose capacity may exceed the plan's steps per call).
   """
   cohort = population.cohort
   n = len(cohort.members)
@@ -113,7 +113,7 @@ def decide(population: Population, arrays, n_streams: int, *, chunk: int = 0,
                                  size, math.ceil(n / size))
   plan = Plan(population.batching, size, steps_per_call, round(estimate, 3), round(limit, 3),
               round(state_mib, 6))
-  return plan, (compiled if largest == steps_per_call else None)
+  return plan, compiled
 
 
 def timed_steps(population, compiled, arrays, n_streams, largest, rows, size, chunks) -> int:

@@ -55,6 +55,29 @@ def compile_options() -> dict[str, int] | None:
   return {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainingCall:
+  """A compiled training call.
+
+  Attributes:
+    compiled: (state, routes [C, 3], arrays, index [S, capacity, B], slots [capacity],
+      count) -> (state, records [C, rows, metrics]); the state is donated.
+    capacity: most steps per call.
+    rows: of the records.
+  """
+
+  compiled: Any
+  capacity: int
+  rows: int
+
+  def __call__(self, *arguments):
+    return self.compiled(*arguments)
+
+  def memory_analysis(self):
+    """The compiler's, see call_bytes."""
+    return self.compiled.memory_analysis()
+
+
 class Population:
   """Initialization, training calls and evaluation of one cohort's members."""
 
@@ -124,8 +147,15 @@ class Population:
         metrics, state, arrays, np.zeros(3, np.int32),
         np.zeros(self.cohort.batch_size, np.int32))))
 
-  def _step(self, state, arrays, route, index_b):
+  def _batch(self, state, arrays, index_b, route):
+    """Inputs and targets; floating inputs in the parameters' dtype, in which the models compute."""
     inputs, targets = self.task.batch(arrays, index_b, route[1])
+    if jnp.issubdtype(inputs.dtype, jnp.floating):
+      inputs = inputs.astype(parameter_dtype(state))
+    return inputs, targets
+
+  def _step(self, state, arrays, route, index_b):
+    inputs, targets = self._batch(state, arrays, index_b, route)
     return state_lib.train_step(self.model, self.tx, self.factor, self.task, state, inputs,
                                 targets)
 
@@ -145,16 +175,18 @@ class Population:
       return state, jax.lax.cond(slots_k[k] < rows, record, lambda records: records, records)
 
     names = self.metric_names(arrays)
-    dtype = jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(state.params)))
-    return jax.lax.fori_loop(0, count, body, (state, jnp.zeros((rows, len(names)), dtype)))
+    records = jnp.zeros((rows, len(names)), parameter_dtype(state))
+    return jax.lax.fori_loop(0, count, body, (state, records))
 
-  def compile_call(self, state, arrays, n_streams: int, steps_per_call: int, rows: int):
+  def compile_call(self, state, arrays, n_streams: int, steps_per_call: int,
+                   rows: int) -> TrainingCall:
     """Compiles the training call for a chunk of the size of `state`.
 
-    Returns:
-      A compiled function (state, routes [C, 3], arrays, index [S, K, B], slots [K],
-      count) -> (state, records [C, rows, metrics]). The state is donated. slots[k]
-      is the row of step k's record, or `rows` where the step is not recorded.
+    Args:
+      state: of the chunk, or its shapes.
+      steps_per_call: the capacity: any count up to it can be run.
+      rows: of the records. slots[k] is the row of step k's record, or `rows` where
+        the step is not recorded.
     """
     def call(state, routes, arrays, index_skb, slots_k, count):
       def one(args):
@@ -165,10 +197,11 @@ class Population:
 
     n = len(jax.tree.leaves(state)[0])
     shape = jax.ShapeDtypeStruct
-    return jax.jit(call, donate_argnums=0).lower(
+    compiled = jax.jit(call, donate_argnums=0).lower(
         state, shape((n, 3), jnp.int32), arrays,
         shape((n_streams, steps_per_call, self.cohort.batch_size), jnp.int32),
         shape((steps_per_call,), jnp.int32), shape((), jnp.int32)).compile()
+    return TrainingCall(compiled, steps_per_call, rows)
 
   # -- evaluation -------------------------------------------------------------
 
@@ -184,7 +217,7 @@ class Population:
 
       def batch(_, pair):
         index_b, weight_b = pair
-        inputs, targets = self.task.batch(arrays, index_b, route[1])
+        inputs, targets = self._batch(state, arrays, index_b, route)
         logits = self.model.apply(variables, inputs, train=False)
         losses, extra = self.task.losses(logits, targets)
         sums = {k: (v * weight_b).sum() for k, v in {'loss': losses, **extra}.items()}
@@ -202,6 +235,11 @@ class Population:
     return jax.jit(call).lower(
         state, shape((n, 3), jnp.int32), arrays, shape(batches.shape, jnp.int32),
         shape(batches.shape, jnp.float32)).compile()
+
+
+def parameter_dtype(state: TrainState):
+  """The dtype that holds all parameters of a state."""
+  return jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(state.params)))
 
 
 def call_bytes(compiled) -> int:

@@ -158,7 +158,7 @@ def train_step(model, tx, factor, task, state: TrainState, inputs, targets):
     return p - jnp.where(alive, rate * (u + decay * p), jnp.zeros_like(p)).astype(p.dtype)
 
   def details():
-    return {**{k: v.mean() for k, v in extra.items()}, 'grad_norm': optax.global_norm(grads)}
+    return {**{k: v.mean() for k, v in extra.items()}, 'grad_norm': optax.tree.norm(grads)}
 
   state = state.replace(
       step=state.step + 1, params=jax.tree.map(move, state.params, updates), opt_state=opt_state,

@@ -48,7 +48,7 @@ def stepper(population: Population, arrays, n_streams: int, batch_size: int):
 
 
 def relative_cost(runs: Mapping[str, Callable[[], float]], reference: str,
-                  rounds: int = 7) -> dict[str, tuple[float, float]]:
+                  rounds: int = 5) -> dict[str, tuple[float, float]]:
   """{kind: (median seconds per step, median over rounds of its ratio to the reference)}.
 
   Each round times every kind and, right beside it, the reference.
