@@ -2,10 +2,10 @@
 
   python -m launch.compare W1 W2 ... [--out=DIR] [--where=phase=fresh ...] [--metrics=test_loss,...]
 
-Rows of each results.csv are grouped by what a run *is* (phase, model, activation, learning rate ...)
-and averaged over what repeats it (seed, split, copy): mean with 95 % interval, number of runs,
-number of diverged ones. Below it stand the claims of each workdir, side by side, and where the
-configs differ. Prints Markdown; --out also writes compare.md and compare.tex.
+Rows of each results.csv are grouped by what a run *is* (phase, model, activation, learning
+rate ...) and averaged over what repeats it (seed, split, copy): mean with 95 % interval, number
+of runs, number of diverged ones. Below it stand the claims of each workdir, side by side, and
+where the configs differ. Prints Markdown; --out also writes compare.md and compare.tex.
 """
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def results_table(runs: Sequence[Run], where: Sequence[tuple[str, str]] = (),
     for metric in chosen:
       found = statistics.mean_interval(group.loc[~lost, metric])
       row[metric] = found.mean
-      row[f'{metric} interval'] = (found.low, found.high)
+      if not _COST.search(metric):
+        row[f'{metric} interval'] = (found.low, found.high)
     rows.append(row)
   columns = [tables.Column(c, c.replace('_', ' '), right=False, format=_plain) for c in identity]
   columns += [tables.Column('n', 'n', format=tables.integer()),

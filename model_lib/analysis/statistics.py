@@ -161,7 +161,7 @@ def minimum_detectable_effect(sd: float, n: int, alpha: float = 0.05, power: flo
 
   def lack(noncentrality: float) -> float:
     right = stats.nct.sf(critical, n - 1, noncentrality)
-    # scipy gives nan where this tail is too small for it (below 1e-10): the wrong sign's share.
+    # The wrong sign's share: scipy gives nan where it is small (only met below 1e-6).
     wrong = np.nan_to_num(stats.nct.cdf(-critical, n - 1, noncentrality))
     return power - float(right + wrong)
 

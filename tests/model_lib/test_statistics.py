@@ -113,7 +113,8 @@ def _power(effect: float, sd: float, n: int, level: float) -> float:
 
   def given_scale(w):
     bound = critical * math.sqrt(w / (n - 1))
-    return (stats.norm.sf(bound - shift) + stats.norm.cdf(-bound - shift)) * stats.chi2.pdf(w, n - 1)
+    found = stats.norm.sf(bound - shift) + stats.norm.cdf(-bound - shift)
+    return found * stats.chi2.pdf(w, n - 1)
 
   quantiles = stats.chi2.ppf([1e-12, 1 - 1e-12], n - 1)
   return integrate.quad(given_scale, *quantiles, limit=300)[0]
