@@ -40,11 +40,12 @@ class Preempted(Exception):
   """The run was asked to stop; its state is saved and committed."""
 
 
-def compile_for(population: Population, plan: Plan, arrays, n_streams: int, log_every: int) -> TrainingCall:
+def compile_for(population: Population, plan: Plan, arrays, n_streams: int,
+                log_every: int) -> TrainingCall:
   """The training call of a plan."""
   return population.compile_call(
-      population.abstract(plan.chunk), arrays, n_streams, plan.steps_per_call,
-      record_rows(plan.steps_per_call, log_every))
+      population.abstract(plan.chunk), arrays, n_streams, plan.capacity,
+      record_rows(plan.capacity, log_every))
 
 
 def initial_chunks(population: Population, plan: Plan) -> list:
@@ -83,8 +84,8 @@ def padded_index(index_snb: np.ndarray, k: int) -> np.ndarray:
   return block
 
 
-def train(population: Population, plan: Plan, call: TrainingCall, feed: Feed, routes: Routes, chunks: list,
-          step: int, *, run: str, first_member: int, metrics: MetricsFile,
+def train(population: Population, plan: Plan, call: TrainingCall, feed: Feed, routes: Routes,
+          chunks: list, step: int, *, run: str, first_member: int, metrics: MetricsFile,
           sinks: Sequence[Sink] = (), checkpoints: Checkpoints | None = None,
           checkpoint_interval_s: float = 60.0, stop: Stop | None = None,
           progress: Callable[[int, np.ndarray], None] | None = None, log_every: int = 25,

@@ -19,6 +19,8 @@ from model_lib.training import population as population_lib
 from model_lib.training.population import Population
 
 MAX_STEPS_PER_CALL = 100
+# With room for a single step, XLA removes the axis of the steps and writes a program of other bits.
+MIN_CAPACITY = 2
 INDEX_BLOCK_BYTES = 64 * 2**20
 CALL_SECONDS = 1.5
 
@@ -31,6 +33,8 @@ class Plan:
     batching: 'map' or 'vmap'.
     chunk: members per call.
     steps_per_call: K; calls begin at its multiples.
+    capacity: steps that the compiled call has room for, at least K. It is part of the
+      program, so it is kept for a resume, which must not compile another one.
     estimate_mib: memory of one call by the compiler (arguments + outputs -
       aliases + temporaries) plus the state of the chunks that wait meanwhile.
     limit_mib: what it was held against.
@@ -40,6 +44,7 @@ class Plan:
   batching: str
   chunk: int
   steps_per_call: int
+  capacity: int
   estimate_mib: float
   limit_mib: float
   state_mib_per_member: float
@@ -98,31 +103,33 @@ def decide(population: Population, arrays, n_streams: int, *, chunk: int = 0,
   state_mib = sum(s.size * s.dtype.itemsize for s in jax.tree.leaves(abstract)) / 2**20
   limit = limit_mib or default_limit_mib()
   largest = steps_per_call or largest_call(cohort.steps, n_streams, cohort.batch_size)
-  rows = record_rows(largest, log_every)
+  capacity = max(MIN_CAPACITY, largest)
+  rows = record_rows(capacity, log_every)
   # The state that waits outside of the call is counted as well, hence the members' sum.
   size = even_chunk(n, chunk or int(max(1, (limit - n * state_mib) // (2.3 * state_mib))))
   while True:
-    compiled = population.compile_call(population.abstract(size), arrays, n_streams, largest, rows)
+    compiled = population.compile_call(population.abstract(size), arrays, n_streams, capacity,
+                                       rows)
     waiting = (math.ceil(n / size) - 1) * size * state_mib
     estimate = population_lib.call_bytes(compiled) / 2**20 + waiting
     if chunk or estimate <= limit or size == 1:
       break
     size = even_chunk(n, max(1, min(size - 1, int(size * limit / estimate))))
   if not steps_per_call:
-    steps_per_call = timed_steps(population, compiled, arrays, n_streams, largest, rows,
-                                 size, math.ceil(n / size))
-  plan = Plan(population.batching, size, steps_per_call, round(estimate, 3), round(limit, 3),
-              round(state_mib, 6))
+    steps_per_call = timed_steps(population, compiled, arrays, n_streams, largest, size,
+                                 math.ceil(n / size))
+  plan = Plan(population.batching, size, steps_per_call, capacity, round(estimate, 3),
+              round(limit, 3), round(state_mib, 6))
   return plan, compiled
 
 
-def timed_steps(population, compiled, arrays, n_streams, largest, rows, size, chunks) -> int:
+def timed_steps(population, compiled, arrays, n_streams, largest, size, chunks) -> int:
   """Steps per call so that a round over all chunks lasts at most about CALL_SECONDS."""
   members = population_lib.pad_members(population.cohort.members, size)[0]
   state = population.initial(members)
   routes = jnp.zeros((size, 3), jnp.int32)
-  index = jnp.zeros((n_streams, largest, population.cohort.batch_size), jnp.int32)
-  slots = np.full(largest, rows, np.int32)
+  index = jnp.zeros((n_streams, compiled.capacity, population.cohort.batch_size), jnp.int32)
+  slots = np.full(compiled.capacity, compiled.rows, np.int32)
   seconds = []
   for _ in range(2):  # the first call also pays for first use
     start = time.perf_counter()
