@@ -122,11 +122,10 @@ def _read(options: argparse.Namespace):
     return {'digits': digits, 'pystdlib': stdlib_text}[name].read()
   full_name = f'{name}-{options.variant}' if options.variant else name
   if name == 'text':
-    records, vocab = text.read_text(source, options.tokenizer, options.bpe)
-    numbers = 'token numbers as given' if _is_numbers(source) else f'{options.tokenizer} tokens'
+    records, vocab, form = text.read_text(source, options.tokenizer, options.bpe)
     return content.Content(
         name=full_name, kind='tokens', inputs=records, labels={}, vocab=vocab,
-        about=f'{numbers} of {source.name}')
+        about=f'{form} of {source.name}')
   official = OFFICIAL[name]
   if name.startswith('cifar'):
     images, labels, sums = cifar.read_cifar(name, source, official.num_classes)
@@ -145,10 +144,6 @@ def _read(options: argparse.Namespace):
   return content.Content(
       name=full_name, kind='images', inputs=images, labels=labels,
       num_classes=official.num_classes, about=about)
-
-
-def _is_numbers(source: pathlib.Path) -> bool:
-  return source.suffix == '.npy' or (source.is_dir() and any(source.glob('*train*.npy')))
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ RECORD = 1 << 16  # tokens per record: large enough to be cheap, small enough to
 
 def read_text(
     source: pathlib.Path, tokenizer: str = 'bytes', bpe: pathlib.Path | None = None
-) -> tuple[dict[str, list[np.ndarray]], int]:
+) -> tuple[dict[str, list[np.ndarray]], int, str]:
   """Reads and tokenizes a source.
 
   Args:
@@ -29,8 +29,8 @@ def read_text(
     bpe: directory of encoder.json and vocab.bpe, for 'gpt2'.
 
   Returns:
-    (split -> records of at most `RECORD` tokens, number of different tokens). Tokens are
-    uint8 up to 256 different ones, uint16 up to 65,536, else int32.
+    (split -> records of at most `RECORD` tokens, number of different tokens, what a token
+    is). Tokens are uint8 up to 256 different ones, uint16 up to 65,536, else int32.
 
   Raises:
     DataError: missing, empty or undecodable files.
@@ -47,9 +47,11 @@ def read_text(
   if suffixes == {True}:
     tokens = {split: _read_numbers(path) for split, path in paths.items()}
     vocab = 1 + max(int(t.max()) for t in tokens.values())
+    form = 'token numbers'
   else:
     encode, vocab = _encoder(tokenizer, bpe)
     tokens = {split: encode(_read_bytes(path), path) for split, path in paths.items()}
+    form = 'bytes' if tokenizer == 'bytes' else 'GPT-2 byte pairs'
   if 'all' in tokens:
     whole = tokens['all']
     tokens = dict(zip(SPLITS, np.split(whole, [len(whole) * 18 // 20, len(whole) * 19 // 20])))
@@ -60,7 +62,7 @@ def read_text(
   for split, array in tokens.items():
     array = array.astype(dtype)
     records[split] = [array[i:i + RECORD] for i in range(0, len(array), RECORD)]
-  return records, vocab
+  return records, vocab, form
 
 
 def _encoder(tokenizer, bpe):

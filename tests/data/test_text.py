@@ -13,7 +13,8 @@ from data.errors import DataError
 from data.text import RECORD, read_text
 from tests.data.make_files import write_bpe
 
-MERGES = [('h', 'e'), ('l', 'l'), ('he', 'll'), ('hell', 'o'), ('Ġ', 'w'), ('Ġw', 'o'), ('l', 'o')]
+MERGES = [
+  ('h', 'e'), ('l', 'l'), ('he', 'll'), ('hell', 'o'), ('Ġ', 'w'), ('Ġw', 'o'), ('l', 'o')]
 
 
 @pytest.mark.parametrize('text, words', [
@@ -95,7 +96,7 @@ def join(records):
 def test_one_file_is_cut_by_position(tmp_path):
   content = bytes(range(256)) * 800
   (tmp_path / 'a.txt').write_bytes(content)
-  records, vocab = read_text(tmp_path / 'a.txt')
+  records, vocab, _ = read_text(tmp_path / 'a.txt')
   assert vocab == 256
   assert max(len(r) for parts in records.values() for r in parts) == RECORD
   tokens = join(records)
@@ -117,7 +118,7 @@ def test_gpt2_tokens_keep_the_text(tmp_path):
   write_bpe(tmp_path / 'b', MERGES)
   text = 'hello world, hello \u00fcber ' * 20
   (tmp_path / 'a.txt').write_text(text, encoding='utf-8')
-  records, vocab = read_text(tmp_path / 'a.txt', 'gpt2', tmp_path / 'b')
+  records, vocab, _ = read_text(tmp_path / 'a.txt', 'gpt2', tmp_path / 'b')
   tokens = np.concatenate([r for parts in records.values() for r in parts])
   assert tokens.dtype == np.uint16 and vocab == 263 and len(tokens) < len(text.encode())
   assert GPT2Tokenizer.from_directory(tmp_path / 'b').decode(tokens) == text
@@ -126,7 +127,7 @@ def test_gpt2_tokens_keep_the_text(tmp_path):
 def test_numbers_from_npy(tmp_path):
   numbers = np.arange(70_000)[::-1]
   np.save(tmp_path / 'ids.npy', numbers)
-  records, vocab = read_text(tmp_path / 'ids.npy')
+  records, vocab, _ = read_text(tmp_path / 'ids.npy')
   found = np.concatenate([r for parts in records.values() for r in parts])
   np.testing.assert_array_equal(found, numbers)
   assert vocab == 70_000 and found.dtype == np.int32
