@@ -27,7 +27,7 @@ MERGES = [
   ('snake_case', ['snake', '_', 'case']),
   ('na\u00efve \u4e2d\u6587 \u2166\u00bd', ['na\u00efve', ' \u4e2d\u6587', ' \u2166\u00bd']),
   ('e\u0301', ['e', '\u0301']),  # a combining mark is neither letter nor number
-  ('a\x1cb', ['a', '\x1c', 'b']),  # no white space to Unicode, unlike str.isspace
+  ('a\x1c!b', ['a', '\x1c!', 'b']),  # no white space to Unicode, unlike str.isspace
   ('a\u00a0\u3000b', ['a', '\u00a0', '\u3000', 'b']),
 ])
 def test_words(text, words):
