@@ -31,7 +31,8 @@ import pandas as pd
 
 from launch.study import DataRequest, EngineConfig, IoConfig, Report, Run, Study, field, main
 from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Claim, Outcome
-from launch.study.tables import Column, Table, fixed, integer, interval, p_value
+from launch.study.comparison import comparison_table, ranking
+from launch.study.tables import Table
 from model_lib.analysis import selection, statistics
 from model_lib.errors import UserError
 from model_lib.training.cohort import Cohort, Member, ModelSpec
@@ -57,6 +58,9 @@ TESTED = {'gelu': 'gelu', 'silu': 'silu', 'crrelu': 'crrelu', 'ash': 'ash(axes=l
 MIN_SEEDS = 16
 MAX_EDGE_SHARE = 0.10
 LEARNED = 0.3  # nats that the reference's test loss must lie below log(classes)
+TESTABLE = (f'not testable below {MIN_SEEDS} fresh seeds, when over {MAX_EDGE_SHARE:.0%} of the '
+            "activations choose the edge of the learning rates, or when ReLU's test log-loss is "
+            f'not {LEARNED} nats below log(classes)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Arms:
 
   activations: tuple[str, ...] = field(
       COMMON + FURTHER, 'Spec strings of the registry; ReLU must be among them.')
-  base_rate: float = field(1e-2, "Adam's learning rate at factor 1.", low=1e-8)
+  base_rate: float = field(3e-3, "Adam's learning rate at factor 1.", low=1e-8)
   selection_seeds: int = field(3, 'Seeds per activation and rate for the choice.', low=1)
   fresh_seeds: int = field(32, 'Fresh seeds per activation for the comparison.', low=1)
   null_copies: int = field(-1, 'Copies of ReLU in the null row; -1 for as many as activations, '
@@ -88,7 +92,7 @@ class Config:
   init_gain: bool = field(True, "Initialize with each activation's own gain; else with ReLU's.")
   mlp: Arms = Arms()
   mlp_widths: tuple[int, ...] = field((64, 64), 'Hidden widths of the MLP.', low=1)
-  vit: Arms = Arms(activations=IN_VIT, base_rate=3e-3, selection_seeds=2, fresh_seeds=8,
+  vit: Arms = Arms(activations=IN_VIT, selection_seeds=2, fresh_seeds=8,
                    null_copies=0, shuffled_seeds=0, steps=200, batch_size=64)
   vit_patch: int = field(2, 'Patch size of the ViT in pixels.', low=1)
   vit_dim: int = field(32, 'Width of the ViT; 4 heads.', low=4)
@@ -230,7 +234,7 @@ def claims(config: Config) -> tuple[Claim, ...]:
   """Fixed before any run. The papers' own numbers are of other networks and data: none is copied."""
   listed = json.loads((Path(__file__).parent / 'paper_values' / 'activation_search.json')
                       .read_text(encoding='utf-8'))
-  return tuple(Claim(**entry) for entry in listed)
+  return tuple(Claim(**entry | {'rule': f'{entry["rule"]}; {TESTABLE}'}) for entry in listed)
 
 
 def base_problem(config: Config, rows: pd.DataFrame, choices) -> str:
@@ -267,7 +271,7 @@ def outcomes(config: Config, rows: pd.DataFrame, compared, choices) -> dict[str,
   others = len(compared) - 1
   if 'identity' in compared:
     paired = compared['identity'].paired
-    rank = sorted(compared, key=lambda a: compared[a].mean.mean).index('identity') + 1
+    rank = ranking(compared).index('identity') + 1
     outcome('identity_worse', paired.low > 0, paired.mean, (paired.low, paired.high), paired.n,
             f'rank {rank} of {len(compared)}')
   else:
@@ -284,7 +288,7 @@ def outcomes(config: Config, rows: pd.DataFrame, compared, choices) -> dict[str,
     found['shuffled_labels'] = Outcome(NOT_TESTABLE, None, None, 0, 'no run on shuffled labels')
 
   line, copies = selection.null_line(rows[rows.phase == 'null_fresh'], fresh, 'test_loss')
-  best = min(compared, key=lambda a: compared[a].mean.mean)
+  best = ranking(compared)[0]
   paired, p = compared[best].paired, compared[best].p_adjusted
   if copies:
     passed = -paired.mean > line and p < 0.05
@@ -305,57 +309,24 @@ def outcomes(config: Config, rows: pd.DataFrame, compared, choices) -> dict[str,
 
 
 def table(config: Config, part: str, rows: pd.DataFrame, dataset: str, choices) -> Table:
-  """The comparison of one part, best mean test log-loss first."""
-  names = [a for a in getattr(config, part).activations]
+  """The comparison of one part. The ViT has too few seeds for a rank or a p value."""
   fresh = rows[rows.phase == 'fresh']
-  loss = selection.compare(fresh, names, REFERENCE, 'test_loss')
-  accuracy = selection.compare(fresh, names, REFERENCE, 'test_accuracy')
-  ordered = sorted(names, key=lambda a: (math.isnan(loss[a].mean.mean), loss[a].mean.mean))
-  named = part == 'mlp'
-  body = []
-  for rank, name in enumerate(ordered, 1):
-    own, hits = loss[name], accuracy[name].mean
-    runs = fresh[fresh.activation == name]
-    choice = choices[name, 0]
-    body.append({
-        'rank': rank if named else None, 'activation': name,
-        'rate': f'{runs.learning_rate.iloc[0]:.3g}' + ('*' if choice.edge else ''),
-        'loss': own.mean.mean, 'loss_interval': (own.mean.low, own.mean.high),
-        'difference': own.paired.mean, 'difference_interval': (own.paired.low, own.paired.high),
-        'p': own.p_adjusted if named else math.nan,
-        'accuracy': 100 * hits.mean, 'accuracy_interval': (100 * hits.low, 100 * hits.high),
-        'n': own.mean.n, 'diverged': own.diverged, 'cost': float(runs.step_us_relative.iloc[0])})
-  share = selection.share_at_edge({k: v for k, v in choices.items() if k[1] == 0})
+  share = selection.share_at_edge(choices)
   notes = [f'{share:.0%} of the activations choose a learning rate at the edge (*) after one '
-           'step beyond it.',
-           'Intervals: 95 % t intervals over the seeds; difference: paired with ReLU of the same '
-           'seed; p: Holm-corrected over all activations; cost: time of a training step over '
-           "ReLU's, median of interleaved rounds."]
-  if named:
-    base = fresh[fresh.activation == REFERENCE]
-    line, copies = selection.null_line(rows[rows.phase == 'null_fresh'], base, 'test_loss')
-    notes.append(f'Null row: {copies} copies of ReLU, largest difference {line:.4f} in log-loss; '
-                 'a smaller difference than that is what chance and the selection give.'
+           'step beyond it.']
+  if part == 'mlp':
+    line, copies = selection.null_line(rows[rows.phase == 'null_fresh'],
+                                       fresh[fresh.activation == REFERENCE], 'test_loss')
+    notes.append(f'Null row: {copies} copies of ReLU went through the same selection; their '
+                 f'largest difference is {line:.4f} nats. A gain must pass this line.'
                  if copies else 'No null row was run.')
+    size = f'MLP {"-".join(map(str, config.mlp_widths))}'
   else:
     notes.append('Too few seeds to tell activations apart: intervals only, no winner.')
-  column = Column
-  columns = (
-      column('rank', 'rank', format=integer()), column('activation', 'activation', right=False),
-      column('rate', 'learning rate'), column('loss', 'test log-loss', 'nats', fixed(4)),
-      column('loss_interval', '95 %', format=interval(4)),
-      column('difference', 'difference to ReLU', 'nats', fixed(4, signed=True)),
-      column('difference_interval', '95 %', format=interval(4, signed=True)),
-      column('p', 'p', format=p_value()), column('accuracy', 'test accuracy', '%', fixed(2)),
-      column('accuracy_interval', '95 %', format=interval(2)),
-      column('n', 'n', format=integer()), column('diverged', 'diverged', format=integer()),
-      column('cost', 'cost', 'x ReLU', fixed(2)))
-  columns = tuple(c for c in columns if named or c.key not in ('rank', 'p'))
-  body = [{k: v for k, v in row.items() if k in {c.key for c in columns}} for row in body]
-  size = (f'MLP {"-".join(map(str, config.mlp_widths))}' if part == 'mlp' else
-          f'ViT {config.vit_depth} x {config.vit_dim}, patch {config.vit_patch}')
-  return Table(f'Activations on {dataset}, {size}, {getattr(config, part).steps} steps', columns,
-               body, notes)
+    size = f'ViT {config.vit_depth} x {config.vit_dim}, patch {config.vit_patch}'
+  return comparison_table(
+      f'Activations on {dataset}, {size}, {getattr(config, part).steps} steps', 'activation',
+      REFERENCE, fresh, choices, notes, named=part == 'mlp')
 
 
 def report(run: Run) -> Report:
@@ -364,14 +335,13 @@ def report(run: Run) -> Report:
   config, tables, found = run.config, [], {}
   for part in config.parts:
     rows = run.rows[run.rows.model == part]
-    chosen = rows[rows.phase.isin(('selection', 'null_selection'))]
-    choices = selection.choose(chosen, ('activation', 'copy'))
+    choices = selection.choose(rows[rows.phase == 'selection'], ('activation',))
+    choices = {arm: choice for (arm,), choice in choices.items()}
     tables.append(table(config, part, rows, run.dataset, choices))
     if part == 'mlp':
-      names = list(config.mlp.activations)
-      compared = selection.compare(rows[rows.phase == 'fresh'], names, REFERENCE, 'test_loss')
-      own = {k: v for k, v in choices.items() if k[1] == 0}
-      found = outcomes(config, rows, compared, own)
+      compared = selection.compare(rows[rows.phase == 'fresh'], list(config.mlp.activations),
+                                   REFERENCE, 'test_loss')
+      found = outcomes(config, rows, compared, choices)
   if not found:
     found = {c.id: Outcome(NOT_TESTABLE, None, None, 0, 'the MLP part was not run')
              for c in claims(config)}
