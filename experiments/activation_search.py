@@ -346,11 +346,12 @@ def report(run: Run) -> Report:
     found = {c.id: Outcome(NOT_TESTABLE, None, None, 0, 'the MLP part was not run')
              for c in claims(config)}
   specs = list(dict.fromkeys(a for p in config.parts for a in getattr(config, p).activations))
+  shown = run.rows.assign(model=run.rows.model + f' on {run.dataset}')
   return Report(tables, found, {
       'functions': lambda: figures.functions_and_derivatives(specs),
-      'accuracy': lambda: figures.accuracy_with_intervals(run.rows),
-      'learning_rates': lambda: figures.learning_rate_sensitivity(run.rows),
-      'training_curves': lambda: figures.training_curves(run.metrics(), run.rows)})
+      'accuracy': lambda: figures.accuracy_with_intervals(shown),
+      'learning_rates': lambda: figures.learning_rate_sensitivity(shown),
+      'training_curves': lambda: figures.training_curves(run.metrics(), shown)})
 
 
 def check(config: Config) -> None:

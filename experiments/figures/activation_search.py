@@ -109,7 +109,8 @@ def learning_rate_sensitivity(results: pd.DataFrame) -> Figure:
 
 def training_curves(metrics: pd.DataFrame, results: pd.DataFrame | None = None,
                     highlight: Sequence[str] = HIGHLIGHT) -> Figure:
-  """Median loss over the runs against the step; a row per model, a panel per split.
+  """Median loss over the runs against the step; a row per model, a panel per split
+  that was recorded more than once.
 
   The highlighted activations have a colour and the band of their quartiles; all others are thin
   grey lines behind them. Values that are not finite (diverged runs) are left out of the medians.
@@ -130,7 +131,9 @@ def training_curves(metrics: pd.DataFrame, results: pd.DataFrame | None = None,
   names = list(dict.fromkeys(lines.activation))
   highlight = [name for wanted in highlight for name in names
                if wanted in (name, name.split('(')[0])][:len(plotting.PALETTE)]
-  splits = [s for s in ('train', 'val', 'test') if (lines.split == s).any()]
+  # A split that was evaluated at the end alone has a point per run and no curve.
+  splits = [s for s in ('train', 'val', 'test')
+            if lines[lines.split == s].step.nunique() > 1]
   models = list(dict.fromkeys(lines.model))
   with plotting.style():
     figure, panels = plotting.grid(len(models) * len(splits), columns=max(1, len(splits)),
