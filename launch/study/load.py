@@ -30,7 +30,7 @@ def load_run(workdir: str | os.PathLike[str], member: int) -> tuple[Any, dict, d
   import jax
 
   from model_lib import models
-  from model_lib.training.checkpoint import load_final
+  from model_lib.training.final import load_final
 
   directory = Workdir(workdir)
   record = records.Record.read(directory)

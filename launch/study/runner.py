@@ -34,8 +34,9 @@ from model_lib.errors import UserError
 from model_lib.training import loop
 from model_lib.training import planning
 from model_lib.training import timing
-from model_lib.training.checkpoint import Checkpoints, save_final
+from model_lib.training.checkpoint import Checkpoints
 from model_lib.training.cohort import Cohort, identity
+from model_lib.training.final import save_final
 from model_lib.training.metrics import MetricsFile
 from model_lib.training.population import (
     Population, evaluation_index, join_chunks, split_chunks)

@@ -1,9 +1,7 @@
 """Checkpoints that are whole or do not count.
 
-A step is a directory `<directory>/<step>` written by Orbax:
+A step is a directory `<directory>/<step>` with the arrays and the record of `savable.py`, and
 
-  state/      the arrays, a flat mapping from the leaf's path in the tree to the array
-  position/   JSON: format, step, dtype and shape of every leaf, the caller's position
   manifest.sha256.json    written after the commit (`manifest.py`)
 
 Orbax alone notices neither flipped bits nor a wrong dtype (it casts), so a step counts
@@ -15,12 +13,10 @@ before it is used. Nothing is unpickled.
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import logging
 import os
 import pathlib
-import re
 import shutil
 import sys
 import threading
@@ -28,142 +24,23 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
-from model_lib import errors
 from model_lib import faults
 from model_lib.training import manifest
+from model_lib.training import savable
+from model_lib.training.savable import CheckpointError
 
-FORMAT = 1
+__all__ = ['CheckpointError', 'Checkpoints']
+
 PyTree = Any
 
-_UNCOMMITTED = '*.orbax-checkpoint-tmp*'
 _REMOVED = '.removed'
-
-
-class CheckpointError(errors.UserError):
-  """A checkpoint cannot be written or read; the message names its path."""
 
 
 def _not_orbax_error(record: logging.LogRecord) -> bool:
   """Keeps Orbax's tracebacks of a failed save off the screen: we raise it in one line."""
   return record.levelno < logging.ERROR or f'{os.sep}orbax{os.sep}' not in record.pathname
-
-
-def _one_line(error: BaseException) -> str:
-  text = ' '.join(str(error).split()) or type(error).__name__
-  # TensorStore buries the system's reason, e.g. 'No space left on device', in a long chain.
-  reason = re.search(r'([^:]+) \[os_error_code=', text)
-  text = reason.group(1).strip() if reason else text
-  return text if len(text) <= 300 else text[:297] + '...'
-
-
-def _check_path(path: pathlib.Path) -> None:
-  """Refuses the paths below which Orbax loses the arrays: it uses them as a glob pattern."""
-  if glob.has_magic(str(path)):
-    raise CheckpointError(f"{path}: a checkpoint's path must not contain *, ? or [")
-
-
-def _flatten(tree: PyTree) -> dict[str, Any]:
-  """The leaves by path, e.g. "['params']['Dense_0']['kernel']"."""
-  pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
-  leaves = {jax.tree_util.keystr(path): leaf for path, leaf in pairs}
-  if len(leaves) != len(pairs):
-    raise ValueError('two leaves of the tree have the same path')
-  return leaves
-
-
-def _describe(leaves: dict[str, Any]) -> dict[str, list]:
-  """{path: [dtype, [d0, d1, ...]]}; a typed key has a dtype such as 'key<fry>'."""
-  return {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in leaves.items()}
-
-
-def _savable(tree: PyTree) -> dict[str, Any]:
-  """The leaves of `tree`, or ValueError for what would not come back as it was."""
-  leaves = _flatten(tree)
-  if not leaves:
-    raise ValueError('the tree to save has no leaves')
-  for name, leaf in leaves.items():
-    if not isinstance(leaf, (jax.Array, np.ndarray)):
-      raise ValueError(f'leaf {name} is a {type(leaf).__name__}, not a jax or numpy array')
-    if leaf.size == 0:
-      raise ValueError(f'leaf {name} has shape {leaf.shape}: empty arrays cannot be saved')
-    if getattr(leaf, 'weak_type', False):
-      # It would return strongly typed, and type promotion would change the resumed run.
-      raise ValueError(f'leaf {name} is weakly typed: make it with an explicit dtype')
-  return leaves
-
-
-def _compare(saved: dict[str, list], wanted: dict[str, list]) -> str:
-  """The first difference between two descriptions as `<leaf>: <reason>`, or ''."""
-  for name in sorted(saved.keys() | wanted.keys()):
-    if name not in saved:
-      return f'state{name}: missing in the checkpoint'
-    if name not in wanted:
-      return f'state{name}: not in the expected state'
-    for what, have, want in zip(('dtype', 'shape'), saved[name], wanted[name]):
-      if have != want:
-        return f'state{name}: {what} {have} instead of {want}'
-  return ''
-
-
-def _target(leaf: Any) -> Any:
-  """What tells Orbax the type and the place of one restored leaf."""
-  if isinstance(leaf, np.ndarray):
-    return leaf
-  sharding = getattr(leaf, 'sharding', None)
-  if sharding is None:
-    # Without a sharding Orbax takes the one of the machine that saved, and warns.
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _handler() -> ocp.CompositeCheckpointHandler:
-  return ocp.CompositeCheckpointHandler(
-      state=ocp.StandardCheckpointHandler(), position=ocp.JsonCheckpointHandler())
-
-
-def _record(step: int | None, leaves: dict[str, Any], position: Any) -> dict[str, Any]:
-  return {'format': FORMAT, 'step': step, 'leaves': _describe(leaves), 'position': position}
-
-
-def _save_args(leaves: dict[str, Any], record: dict[str, Any]) -> ocp.args.Composite:
-  return ocp.args.Composite(
-      state=ocp.args.StandardSave(leaves), position=ocp.args.JsonSave(record))
-
-
-def _read_record(checkpointer: ocp.Checkpointer, path: pathlib.Path) -> dict[str, Any]:
-  """The JSON of a verified directory. Raises ValueError when it is none of ours."""
-  args = ocp.args.Composite(position=ocp.args.JsonRestore())
-  record = checkpointer.restore(path, args=args).position
-  if not isinstance(record, dict) or record.keys() < {'format'}:
-    raise ValueError('not a record of a checkpoint')
-  if record['format'] != FORMAT:
-    # Not damage: every step would be moved away and the run would begin again.
-    raise CheckpointError(f'{path}: checkpoint format {record["format"]!r}, this version reads '
-                          f'{FORMAT}: use the version that wrote it or a new directory')
-  if not isinstance(record.get('leaves'), dict) or not {'step', 'position'} <= record.keys():
-    raise ValueError('not a record of a checkpoint')
-  return record
-
-
-def _read_arrays(
-    checkpointer: ocp.Checkpointer, path: pathlib.Path, leaves: dict[str, Any]
-) -> dict[str, Any]:
-  """The arrays of a verified directory whose record fits `leaves`."""
-  targets = {name: _target(leaf) for name, leaf in leaves.items()}
-  args = ocp.args.Composite(state=ocp.args.StandardRestore(targets))
-  try:
-    restored = checkpointer.restore(path, args=args).state
-  except Exception as error:
-    # Its sums are right, so it is not the checkpoint that is damaged: leave it there.
-    raise CheckpointError(f'{path}: cannot be restored: {_one_line(error)}') from error
-  difference = _compare(_describe(restored), _describe(leaves))
-  if difference:  # float64 without jax_enable_x64 ends here.
-    raise CheckpointError(f'{path}: restored {difference}')
-  return restored
 
 
 class Checkpoints:
@@ -197,7 +74,7 @@ class Checkpoints:
     if keep < 1:
       raise ValueError(f'keep={keep} must be at least 1')
     self.directory = pathlib.Path(os.path.abspath(directory))
-    _check_path(self.directory)
+    savable.check_path(self.directory)
     self._keep = keep
     self._log = log
     self._idle = threading.Event()
@@ -207,12 +84,12 @@ class Checkpoints:
     self._closed = False
     try:
       self.directory.mkdir(parents=True, exist_ok=True)
-      for pattern in (_UNCOMMITTED, '*' + _REMOVED):
+      for pattern in (savable.UNCOMMITTED, '*' + _REMOVED):
         for path in self.directory.glob(pattern):
           shutil.rmtree(path)
     except OSError as error:
       raise CheckpointError(f'{self.directory}: cannot be used for checkpoints: '
-                            f'{_one_line(error)}') from error
+                            f'{savable.one_line(error)}') from error
     logging.getLogger('absl').addFilter(_not_orbax_error)
     self._checkpointer = self._new_checkpointer()
 
@@ -221,7 +98,7 @@ class Checkpoints:
         # Made at once, so that a full or vanished disk shows in `save` itself.
         create_directories_asynchronously=False,
         post_finalization_callback=self._may_commit.wait)
-    return ocp.AsyncCheckpointer(_handler(), async_options=options)
+    return ocp.AsyncCheckpointer(savable.handler(), async_options=options)
 
   @property
   def in_flight(self) -> bool:
@@ -254,8 +131,8 @@ class Checkpoints:
       ValueError: the state or the position cannot be saved; nothing was written.
       RuntimeError: the step exists already, or the object is closed.
     """
-    leaves = _savable(state)
-    record = _record(step, leaves, position)
+    leaves = savable.leaves_of(state)
+    record = savable.new_record(step, leaves, position)
     try:
       round_trip = json.loads(json.dumps(record))
     except TypeError as error:
@@ -271,7 +148,7 @@ class Checkpoints:
     self._idle.clear()
     self._may_commit.clear()
     try:
-      self._checkpointer.save(path, args=_save_args(leaves, record))
+      self._checkpointer.save(path, args=savable.save_args(leaves, record))
       faults.reach('save_arrays')
       threading.Thread(target=self._finish, args=(step,), daemon=True,
                        name='checkpoint_manifest').start()
@@ -302,13 +179,13 @@ class Checkpoints:
       self._idle.set()
 
   def _failure(self, path: pathlib.Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f'{path}: checkpoint not written: {_one_line(error)}')
+    return CheckpointError(f'{path}: checkpoint not written: {savable.one_line(error)}')
 
   def _discard(self, path: pathlib.Path) -> None:
     """Removes what a failed save left, and the Orbax object, which may repeat the error."""
     with contextlib.suppress(Exception):
       self._checkpointer.close()
-    for left in (path, *self.directory.glob(_UNCOMMITTED)):
+    for left in (path, *self.directory.glob(savable.UNCOMMITTED)):
       self._remove(left)
     self._checkpointer = self._new_checkpointer()
 
@@ -373,13 +250,13 @@ class Checkpoints:
         stays in its place.
     """
     self.wait()
-    wanted = _flatten(abstract_state)
+    wanted = savable.flatten(abstract_state)
     for step in reversed(self.steps()):
-      position, reason = self._examine(step, _describe(wanted), accept)
+      position, reason = self._examine(step, savable.describe(wanted), accept)
       if reason:
         self._set_aside(step, reason)
         continue
-      leaves = _read_arrays(self._checkpointer, self.path(step), wanted)
+      leaves = savable.read_arrays(self._checkpointer, self.path(step), wanted)
       structure = jax.tree_util.tree_structure(abstract_state)
       return step, structure.unflatten([leaves[name] for name in wanted]), position
     return None
@@ -393,14 +270,14 @@ class Checkpoints:
       more = f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''
       return {}, problems[0] + more
     try:
-      record = _read_record(self._checkpointer, self.path(step))
+      record = savable.read_record(self._checkpointer, self.path(step))
     except CheckpointError:
       raise
     except Exception as error:
-      return {}, f'position: unreadable ({_one_line(error)})'
+      return {}, f'position: unreadable ({savable.one_line(error)})'
     if record['step'] != step:
       return {}, f'position: written as step {record["step"]}'
-    difference = _compare(record['leaves'], wanted)
+    difference = savable.compare(record['leaves'], wanted)
     if difference:
       return {}, difference
     refusal = accept(record['position'])
@@ -416,89 +293,5 @@ class Checkpoints:
       os.rename(self.path(step), target)
     except OSError as error:
       raise CheckpointError(f'{self.path(step)}: damaged ({reason}) and cannot be moved to '
-                            f'{target}: {_one_line(error)}') from error
+                            f'{target}: {savable.one_line(error)}') from error
     self._log(f'checkpoint {step} is not used: {reason}; moved to {target}')
-
-
-def save_final(path: str | os.PathLike[str], tree: PyTree) -> None:
-  """Writes a tree, e.g. trained parameters, as a verified directory; returns when it is there.
-
-  `path` holds the old content, or the new one; between the two renames it may be absent
-  for a moment, never half-written.
-
-  Args:
-    path: directory to make or to replace.
-    tree: pytree of jax or numpy arrays; typed keys are not allowed here.
-
-  Raises:
-    CheckpointError: it cannot be written.
-    ValueError: the tree cannot be saved; nothing was written.
-  """
-  path = pathlib.Path(os.path.abspath(path))
-  _check_path(path)
-  leaves = _savable(tree)
-  for name, leaf in leaves.items():
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      raise ValueError(f'leaf {name} is a typed key: store jax.random.key_data of it')
-  record = _record(None, leaves, {
-      jax.tree_util.keystr(keys): [jax.tree_util.keystr((key,), simple=True) for key in keys]
-      for keys, _ in jax.tree_util.tree_flatten_with_path(tree)[0]})
-  partial, old = (path.with_name(path.name + end) for end in ('.partial', '.old'))
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in (partial, old, *path.parent.glob(partial.name + _UNCOMMITTED)):
-      shutil.rmtree(left, ignore_errors=True)
-    with contextlib.closing(ocp.Checkpointer(_handler())) as checkpointer:
-      checkpointer.save(partial, args=_save_args(leaves, record))
-    manifest.write(partial)
-    with contextlib.suppress(FileNotFoundError):
-      os.rename(path, old)
-    os.rename(partial, path)
-  except Exception as error:
-    raise CheckpointError(f'{path}: not written: {_one_line(error)}') from error
-  shutil.rmtree(old, ignore_errors=True)
-
-
-def load_final(path: str | os.PathLike[str], abstract: PyTree | None = None) -> PyTree:
-  """Reads what `save_final` wrote, after verifying it.
-
-  Args:
-    path: the directory.
-    abstract: the expected tree as in `Checkpoints.restore`. None: nested dicts on the
-      first device, keyed by dict keys, attribute names and list positions, as strings.
-
-  Raises:
-    CheckpointError: it is missing, damaged, or not of the expected tree.
-  """
-  path = pathlib.Path(os.path.abspath(path))
-  if not path.is_dir():
-    raise CheckpointError(f'{path}: no such directory')
-  problems = manifest.verify(path)
-  if problems:
-    raise CheckpointError(f'{path}: damaged: {problems[0]}')
-  with contextlib.closing(ocp.Checkpointer(_handler())) as checkpointer:
-    try:
-      record = _read_record(checkpointer, path)
-    except CheckpointError:
-      raise
-    except Exception as error:
-      raise CheckpointError(f'{path}: damaged: position: {_one_line(error)}') from error
-    if abstract is None:
-      wanted = {name: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
-                for name, (dtype, shape) in record['leaves'].items()}
-    else:
-      wanted = _flatten(abstract)
-    difference = _compare(record['leaves'], _describe(wanted))
-    if difference:
-      raise CheckpointError(f'{path}: {difference}')
-    leaves = _read_arrays(checkpointer, path, wanted)
-  if abstract is not None:
-    structure = jax.tree_util.tree_structure(abstract)
-    return structure.unflatten([leaves[name] for name in wanted])
-  tree: dict[str, Any] = {}
-  for name, keys in record['position'].items():
-    node = tree
-    for key in keys[:-1]:
-      node = node.setdefault(key, {})
-    node[keys[-1]] = leaves[name]
-  return tree

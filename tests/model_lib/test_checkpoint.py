@@ -21,7 +21,9 @@ import pytest
 from model_lib import errors
 from model_lib import faults
 from model_lib.training import checkpoint
+from model_lib.training import final
 from model_lib.training import manifest
+from model_lib.training import savable
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -335,7 +337,7 @@ def test_several_damages_and_repeated_ones_each_get_a_line_and_a_place(checkpoin
 
 
 def test_another_format_is_refused_in_one_line_and_stays(checkpoints, monkeypatch, lines):
-  monkeypatch.setattr(checkpoint, 'FORMAT', 2)
+  monkeypatch.setattr(savable, 'FORMAT', 2)
   save(checkpoints, 1)
   monkeypatch.undo()
   with pytest.raises(checkpoint.CheckpointError, match='checkpoint format 2, this version reads 1'):
@@ -434,7 +436,7 @@ def test_a_path_in_which_orbax_loses_arrays_is_refused(tmp_path, name):
   with pytest.raises(checkpoint.CheckpointError, match='must not contain'):
     checkpoint.Checkpoints(tmp_path / name / 'checkpoints')
   with pytest.raises(checkpoint.CheckpointError, match='must not contain'):
-    checkpoint.save_final(tmp_path / name, {'x': jnp.ones(2)})
+    final.save_final(tmp_path / name, {'x': jnp.ones(2)})
   assert os.listdir(tmp_path) == []
 
 
@@ -654,49 +656,49 @@ def make_params():
 
 def test_final_round_trip_with_and_without_an_expected_tree(tmp_path):
   path = tmp_path / 'final'
-  checkpoint.save_final(path, make_params())
-  assert_same_bits(checkpoint.load_final(path), make_params())
-  assert_same_bits(checkpoint.load_final(path, abstract(make_params())), make_params())
-  checkpoint.save_final(path, {'layers': [jnp.ones(2), jnp.zeros(2)]})  # Replaces.
-  assert_same_bits(checkpoint.load_final(path), {'layers': {'0': jnp.ones(2), '1': jnp.zeros(2)}})
+  final.save_final(path, make_params())
+  assert_same_bits(final.load_final(path), make_params())
+  assert_same_bits(final.load_final(path, abstract(make_params())), make_params())
+  final.save_final(path, {'layers': [jnp.ones(2), jnp.zeros(2)]})  # Replaces.
+  assert_same_bits(final.load_final(path), {'layers': {'0': jnp.ones(2), '1': jnp.zeros(2)}})
   assert os.listdir(tmp_path) == ['final']
 
 
 @pytest.mark.parametrize('damage', DAMAGES, ids=lambda damage: damage.__name__)
 def test_a_damaged_final_is_refused_in_one_line(tmp_path, damage):
   path = tmp_path / 'final'
-  checkpoint.save_final(path, make_params())
+  final.save_final(path, make_params())
   damage(path)
   with pytest.raises(checkpoint.CheckpointError, match='final: damaged: ') as caught:
-    checkpoint.load_final(path)
+    final.load_final(path)
   assert '\n' not in str(caught.value)
 
 
 def test_other_refusals_of_final_artifacts(tmp_path):
   path = tmp_path / 'final'
   with pytest.raises(checkpoint.CheckpointError, match='no such directory'):
-    checkpoint.load_final(path)
+    final.load_final(path)
   with pytest.raises(ValueError, match='typed key'):
-    checkpoint.save_final(path, {'key': jax.random.key(0)})
+    final.save_final(path, {'key': jax.random.key(0)})
   assert os.listdir(tmp_path) == []
-  checkpoint.save_final(path, {'x': jnp.ones(3)})
+  final.save_final(path, {'x': jnp.ones(3)})
   wrong = {'x': jax.ShapeDtypeStruct((3,), jnp.bfloat16)}
   with pytest.raises(checkpoint.CheckpointError, match='dtype float32 instead of bfloat16'):
-    checkpoint.load_final(path, wrong)
+    final.load_final(path, wrong)
   (tmp_path / 'file').write_text('')
   with pytest.raises(checkpoint.CheckpointError, match='not written'):
-    checkpoint.save_final(tmp_path / 'file' / 'final', {'x': jnp.ones(3)})
+    final.save_final(tmp_path / 'file' / 'final', {'x': jnp.ones(3)})
 
 
 def test_a_failed_final_leaves_the_old_one(tmp_path, monkeypatch):
   path = tmp_path / 'final'
-  checkpoint.save_final(path, {'x': jnp.ones(3)})
+  final.save_final(path, {'x': jnp.ones(3)})
   monkeypatch.setattr(manifest, 'write', lambda path: 1 / 0)
   with pytest.raises(checkpoint.CheckpointError, match='division by zero'):
-    checkpoint.save_final(path, {'x': jnp.zeros(3)})
+    final.save_final(path, {'x': jnp.zeros(3)})
   monkeypatch.undo()
-  assert_same_bits(checkpoint.load_final(path), {'x': jnp.ones(3)})
-  checkpoint.save_final(path, {'x': jnp.zeros(3)})
+  assert_same_bits(final.load_final(path), {'x': jnp.ones(3)})
+  final.save_final(path, {'x': jnp.zeros(3)})
   assert os.listdir(tmp_path) == ['final']
 
 
