@@ -31,6 +31,10 @@ class BatchOrder:
     self._streams = [(int(s), np.asarray(e, np.int32)) for s, e in streams]
     self.batch_size = batch_size
     self._epochs: dict[int, tuple[int, np.ndarray]] = {}
+    # One generator, set back for each epoch: making one costs half of a permutation.
+    self._bits = np.random.Philox(key=[0, 0])
+    self._fresh = self._bits.state
+    self._rng = np.random.Generator(self._bits)
 
   def __len__(self) -> int:
     return len(self._streams)
@@ -40,8 +44,10 @@ class BatchOrder:
     kept = self._epochs.get(stream)
     if kept is None or kept[0] != epoch:
       seed, examples = self._streams[stream]
-      rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-      kept = (epoch, rng.permutation(examples))
+      self._fresh['state']['key'][:] = seed, epoch
+      self._bits.state = self._fresh
+      # Permuting positions gives the same order as permuting int32 examples, in half the time.
+      kept = (epoch, examples[self._rng.permutation(len(examples))])
       self._epochs[stream] = kept
     return kept[1]
 

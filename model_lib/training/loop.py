@@ -129,14 +129,18 @@ def train(population: Population, plan: Plan, call: TrainingCall, feed: Feed, ro
     for sink in (metrics, *sinks):
       sink.write(run, members, 'train', counts, names, values)
 
-  block = feed.block(step, min(k, total - step)) if step < total else None
-  while step < total:
-    arrays, index = block
+  def draw(step: int):
+    """What the call from `step` on reads: (steps, recorded counts, arrays, index, slots)."""
+    arrays, index = feed.block(step, min(k, total - step))
     n = index.shape[1]
-    names = names or population.metric_names(arrays)
     counts = recorded(step, n, total, log_every)
-    slots = slots_for(step, counts, call.capacity, call.rows)
-    index = padded_index(index, call.capacity)
+    return (n, counts, arrays, padded_index(index, call.capacity),
+            slots_for(step, counts, call.capacity, call.rows))
+
+  block = draw(step) if step < total else None
+  while step < total:
+    n, counts, arrays, index, slots = block
+    names = names or population.metric_names(arrays)
     records = []
     for c, part in enumerate(route_parts):
       chunks[c], record = call(chunks[c], part, arrays, index, slots, np.int32(n))
@@ -146,7 +150,7 @@ def train(population: Population, plan: Plan, call: TrainingCall, feed: Feed, ro
       write(pending)
     step += n
     if step < total:
-      block = feed.block(step, min(k, total - step))
+      block = draw(step)
     # np.asarray of a running call would hold back signal handlers; waiting here does not.
     jax.block_until_ready((chunks, records))
     pending = (counts, records)

@@ -97,6 +97,7 @@ class Population:
     self.example = task.example_inputs(arrays, min(2, cohort.batch_size))
     self._init = {}
     self._model_hp = None
+    self._metric_names: tuple[str, ...] = ()
 
   # -- initialization ---------------------------------------------------------
 
@@ -137,15 +138,18 @@ class Population:
 
   def metric_names(self, arrays) -> tuple[str, ...]:
     """Names of the recorded metrics, in the order of the records' last axis."""
+    if self._metric_names:  # asked for again at the first step, where tracing would delay it
+      return self._metric_names
     state = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), self.abstract(1))
 
     def metrics(state, arrays, route, index_b):
       _, loss, details = self._step(state, arrays, route, index_b)
       return {'loss': loss, **details()}
 
-    return tuple(sorted(jax.eval_shape(
+    self._metric_names = tuple(sorted(jax.eval_shape(
         metrics, state, arrays, np.zeros(3, np.int32),
         np.zeros(self.cohort.batch_size, np.int32))))
+    return self._metric_names
 
   def _batch(self, state, arrays, index_b, route):
     """Inputs and targets; floating inputs in the parameters' dtype, in which the models compute."""
