@@ -155,8 +155,9 @@ def test_overhead_sees_a_slow_writer(monkeypatch):
     slow(self, step, losses)
 
   monkeypatch.setattr(Progress, '__call__', sleep)
-  outside, idle = speed.overhead(1, members=2, steps=50)
-  check([outside, idle], ['outside of the compiled program', 'of it: the device idles'])
+  outside, idle, host = speed.overhead(1, members=2, steps=50)
+  check([outside, idle, host], ['outside of the compiled program', 'of it: the device idles',
+                                "CPU time of the loop's thread"])
   assert outside['details']['gaps_s'][0] >= 0.3
   assert outside['met'] is False and idle['median'] > 50
 
