@@ -106,7 +106,8 @@ def decide(population: Population, arrays, n_streams: int, *, chunk: int = 0,
   capacity = max(MIN_CAPACITY, largest)
   rows = record_rows(capacity, log_every)
   # The state that waits outside of the call is counted as well, hence the members' sum.
-  size = even_chunk(n, chunk or int(max(1, (limit - n * state_mib) // (2.3 * state_mib))))
+  fitting = int(max(1, (limit - n * state_mib) // (2.3 * state_mib)))
+  size = min(chunk, n) if chunk else even_chunk(n, fitting)
   while True:
     compiled = population.compile_call(population.abstract(size), arrays, n_streams, capacity,
                                        rows)

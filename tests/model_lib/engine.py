@@ -89,7 +89,7 @@ class Trained:
 
 
 def distances(a: Trained, b: Trained) -> tuple[float, float]:
-  """Largest relative difference of the losses, and of the parameters: ||x - y|| / ||x|| by tensor."""
+  """Largest relative differences: of the losses, and ||x - y|| / ||x|| of each parameter tensor."""
   worst = 0.0
   for x, y in zip(jax.tree.leaves(a.state.params), jax.tree.leaves(b.state.params), strict=True):
     axes = tuple(range(1, x.ndim))  # the members stay apart

@@ -59,8 +59,8 @@ def test_the_estimate_is_the_compiler_s(population):
   assert m.alias_size_in_bytes > 0  # the state is donated
   state = sum(s.size * s.dtype.itemsize for s in jax.tree.leaves(population.abstract(1)))
   assert plan.state_mib_per_member == pytest.approx(state / 2**20, abs=1e-6)
-  assert plan.chunk == 4  # three calls of five would carry three copies, of four none
-  waiting = 2 * 4 * state
+  assert plan.chunk == 5  # as given, though four would need no padding
+  waiting = 2 * 5 * state
   assert plan.estimate_mib == pytest.approx((own + waiting) / 2**20, abs=1e-3)
 
 
@@ -79,6 +79,7 @@ def test_what_is_given_is_honoured(population):
   plan, call = decide(population, chunk=6, steps_per_call=1, limit_mib=1e-3)
   assert (plan.chunk, plan.steps_per_call, plan.capacity) == (6, 1, planning.MIN_CAPACITY)
   assert (plan.batching, call.capacity) == ('vmap', planning.MIN_CAPACITY)
+  assert decide(population, chunk=50, steps_per_call=3, limit_mib=1000)[0].chunk == N
 
 
 def test_the_time_of_a_call_bounds_the_steps(population, monkeypatch):
