@@ -55,6 +55,7 @@ FURTHER = (
 IN_VIT = ('identity', 'relu', 'leaky_relu', 'gelu', 'silu', 'mish', 'elu', 'tanh', 'golu',
           'relu_squared')
 TESTED = {'gelu': 'gelu', 'silu': 'silu', 'crrelu': 'crrelu', 'ash': 'ash(axes=last)'}
+MOST_SEEDS, MOST_COPIES = 10007, 1008  # that `seed_of` keeps apart
 MIN_SEEDS = 16
 MAX_EDGE_SHARE = 0.10
 LEARNED = 0.3  # nats that the reference's test loss must lie below log(classes)
@@ -70,10 +71,12 @@ class Arms:
   activations: tuple[str, ...] = field(
       COMMON + FURTHER, 'Spec strings of the registry; ReLU must be among them.')
   base_rate: float = field(3e-3, "Adam's learning rate at factor 1.", low=1e-8)
-  selection_seeds: int = field(3, 'Seeds per activation and rate for the choice.', low=1)
-  fresh_seeds: int = field(32, 'Fresh seeds per activation for the comparison.', low=1)
+  selection_seeds: int = field(3, 'Seeds per activation and rate for the choice.', low=1,
+                               high=MOST_SEEDS)
+  fresh_seeds: int = field(32, 'Fresh seeds per activation for the comparison.', low=1,
+                           high=MOST_SEEDS)
   null_copies: int = field(-1, 'Copies of ReLU in the null row; -1 for as many as activations, '
-                           '0 for none.', low=-1)
+                           '0 for none.', low=-1, high=MOST_COPIES)
   shuffled_seeds: int = field(16, 'Runs on shuffled labels; 0 for none.', low=0)
   steps: int = field(300, 'Optimizer steps per run.', low=1)
   batch_size: int = field(128, 'Examples per step.', low=1)
@@ -132,7 +135,7 @@ def model(config: Config, part: str, activation: str) -> ModelSpec:
 
 def seed_of(config: Config, phase: int, copy: int, number: int) -> int:
   """Seeds of different phases and copies never meet; an activation does not change them."""
-  return ((config.seed * 8 + phase) * 1009 + copy) * 10007 + number
+  return ((config.seed * 8 + phase) * (MOST_COPIES + 1) + copy) * MOST_SEEDS + number
 
 
 def programs(config: Config, part: str) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -147,7 +150,7 @@ def programs(config: Config, part: str) -> list[tuple[str, str, tuple[str, ...]]
                  if get_activation(a).kind == 'pointwise' and not get_activation(a).parameters)
   own = [a for a in arms.activations if a not in shared]
   return [('fixed', f'switch({", ".join(shared)})', shared),
-          *((re.sub(r'[^a-z0-9]+', '_', a).strip('_'), a, (a,)) for a in own)]
+          *((re.sub(r'[^a-z0-9-]+', '_', a).strip('_'), a, (a,)) for a in own)]
 
 
 def member(config: Config, part: str, program, phase: str, activation: str, factor: float,
@@ -367,6 +370,12 @@ def check(config: Config) -> None:
     if len(set(names)) < len(names):
       twice = sorted({n for n in names if names.count(n) > 1})
       raise UserError(f'config.{part}.activations: {", ".join(twice)} stands there twice')
+    same = {}
+    for name in names:
+      same.setdefault(get_activation(name).spec, []).append(name)
+    for spellings in same.values():
+      if len(spellings) > 1:
+        raise UserError(f'config.{part}.activations: {" and ".join(spellings)} are the same')
   factors = config.rate_factors
   if list(factors) != sorted(set(factors)):
     raise UserError('config.rate_factors: must ascend without repetition')

@@ -17,16 +17,35 @@ from launch.study import datasets
 from launch.study import tables
 from launch.study.study import Study
 from model_lib.training import planning
+from model_lib.training import timing
 from model_lib.training.cohort import Cohort
 from model_lib.training.population import Population
 
-# Multiply-adds per second that one lax.map member reaches on two CPU cores, forward and
-# backward, measured with `python -m launch.benchmark`; only an order of magnitude is meant.
-_MACS_PER_S = 4e10
-_STEP_OVERHEAD_S = 4e-5
-_COMPILE_S = 6.0
-# Work of a step beside its dense layers, as a factor on the parameters of a transformer.
-_FORWARD_BACKWARD = 3
+# A model of the time of a study on two CPU cores, good for an order of magnitude. Its numbers
+# were read off timing.jsonl of runs on a shared machine (digits, MNIST and CIFAR-10 with an MLP
+# of 64-64, digits with the ViT of 2 x 32); the ranges are those of the runs.
+
+# Multiply-adds per second of an MLP's training: batch 128 took 0.14 to 0.23 ms a step with
+# 9 thousand parameters, 1.1 ms with 55 thousand, 3.9 to 6.9 ms with 201 thousand.
+_MACS_PER_S = 2.5e10
+# Per parameter, and example or token: the layer's product, and in the backward pass one for
+# its kernel and one for its input.
+_MACS_PER_PARAMETER = 3
+# A step's work over that of its dense layers. The ViT, batch 64 of 16 tokens, took 7.7 to 10.5 ms
+# for 81 million multiply-adds: attention, norms and activations take longer than the products.
+_BESIDE_DENSE = {'mlp': 1.0}
+_BESIDE_DENSE_TRANSFORMER = 3.0
+# What no step goes below: 85 parameters and a batch of one took 5.6 to 7.7 us.
+_STEP_OVERHEAD_S = 6e-6
+# Compiling initialization, training and evaluation of a cohort: 2.4 to 4 s where
+# little else ran, up to 11 s beside other programs. Timing the activations' cost compiles again.
+_COMPILE_S = 3.0
+_TIMING_COMPILE_S = 2.5
+# Imports, and reading the data: 4 to 7 s.
+_START_S = 6.0
+# Memory of a call over the state that it moves: the compiler's estimates in config.json lie
+# between 2.0 and 2.6 times the state, the data set not counted.
+_CALL_MEMORY = 2.3
 
 
 def expected_cohorts(study: Study, config) -> list[Cohort]:
@@ -60,9 +79,12 @@ def _cost(cohort: Cohort, data: datasets.StudyData):
     inputs = data.dataset.inputs.shape[1:]
     patch = dict(cohort.model.arguments).get('patch', 1)
     tokens = max(1, int(np.prod(inputs[:2])) // patch**2)
-  macs = parameters * cohort.batch_size * tokens * _FORWARD_BACKWARD
-  seconds = _COMPILE_S + len(cohort.members) * cohort.steps * (
-      macs / _MACS_PER_S + _STEP_OVERHEAD_S)
+  dense = parameters * cohort.batch_size * tokens * _MACS_PER_PARAMETER / _MACS_PER_S
+  step = dense * _BESIDE_DENSE.get(cohort.model.name, _BESIDE_DENSE_TRANSFORMER) + _STEP_OVERHEAD_S
+  seconds = _COMPILE_S + len(cohort.members) * cohort.steps * step
+  if cohort.time_by:
+    kinds = len({m.tags[cohort.time_by] for m in cohort.members})
+    seconds += _TIMING_COMPILE_S + kinds * timing.steps_per_kind() * step
   return parameters, state, seconds
 
 
@@ -74,11 +96,12 @@ def _leaves(tree):
 def _table(study: Study, config) -> tables.Table:
   study.check(config)
   data = datasets.StudyData(study.data(config), config.io.data_dir)
-  rows, total, peak = [], 0.0, 0.0
+  rows, total, peak = [], _START_S, 0.0
+  data_mib = data.dataset.inputs.nbytes / 2**20
   for cohort in expected_cohorts(study, config):
     parameters, state, seconds = _cost(cohort, data)
     members = len(cohort.members)
-    mib = 2.3 * state * members
+    mib = data_mib + _CALL_MEMORY * state * members
     rows.append({'cohort': cohort.name, 'model': cohort.model.name, 'runs': members,
                  'steps': cohort.steps, 'parameters': parameters, 'mib': mib,
                  'seconds': seconds})
@@ -94,7 +117,7 @@ def _table(study: Study, config) -> tables.Table:
        column('seconds', 'time', 's, estimate', format=tables.fixed(0))),
       rows,
       [f'{sum(r["runs"] for r in rows)} runs, about {total / 60:.1f} minutes on two CPU cores, '
-       f'at most about {peak:.0f} MiB of state at a time.',
+       f'at most about {peak:.0f} MiB of data and state at a time.',
        'Cohorts that depend on earlier results are shown as if all earlier results were equal.'])
 
 

@@ -17,6 +17,7 @@ from model_lib.training.population import Population
 
 COPIES = 4
 STEPS = 25
+ROUNDS = 5
 
 
 def stepper(population: Population, arrays, n_streams: int, batch_size: int):
@@ -47,8 +48,13 @@ def stepper(population: Population, arrays, n_streams: int, batch_size: int):
   return prepare
 
 
+def steps_per_kind(rounds: int = ROUNDS) -> int:
+  """Member-steps of `relative_cost` for each kind: its own, and as many of the reference."""
+  return 2 * (rounds + 1) * COPIES * STEPS
+
+
 def relative_cost(runs: Mapping[str, Callable[[], float]], reference: str,
-                  rounds: int = 5) -> dict[str, tuple[float, float]]:
+                  rounds: int = ROUNDS) -> dict[str, tuple[float, float]]:
   """{kind: (median seconds per step, median over rounds of its ratio to the reference)}.
 
   Each round times every kind and, right beside it, the reference.

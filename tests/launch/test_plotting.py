@@ -159,6 +159,22 @@ def test_training_curves_are_medians_and_leave_out_what_is_not_finite():
   assert sum(line.get_color() == plotting.GREY for line in axes.lines) == 1  # 'odd'
 
 
+def test_a_split_that_was_recorded_once_has_no_panel():
+  results = _results(('relu', 'gelu'), models=('mlp', 'vit'))
+  metrics = _metrics(results)
+  once = metrics[(metrics.split == 'train') & (metrics.step == 300)]
+  final = pd.concat([metrics, once.assign(split='test'), once.assign(split='train_eval')])
+  titles = ['mlp, train', 'mlp, val', 'vit, train', 'vit, val']
+  for lines in (metrics, final):
+    figure = figures.training_curves(lines, results)
+    assert [axes.get_title() for axes in figure.axes] == titles
+  twice = pd.concat([final, once.assign(split='test', step=200)])
+  figure = figures.training_curves(twice, results)
+  assert [axes.get_title() for axes in figure.axes] == [
+      'mlp, train', 'mlp, val', 'mlp, test', 'vit, train', 'vit, val', 'vit, test']
+  _assert_readable(figure)
+
+
 def test_functions_and_derivatives_of_the_registry():
   figure = figures.functions_and_derivatives(('relu', 'tanh', 'swiglu', 'ash'), points=401)
   _assert_readable(figure)
