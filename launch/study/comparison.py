@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -12,8 +13,8 @@ from model_lib.analysis import selection
 from model_lib.analysis.selection import Choice, Compared
 
 EXPLAINED = ('Intervals: 95 % t intervals over the seeds. Difference: paired with the reference of '
-             'the same seed. p: Holm-corrected over all arms. Cost: time of a training step over '
-             "the reference's, median of interleaved rounds.")
+             'the same seed. p: Holm-corrected over all arms.')
+COST = "Cost: time of a training step over the reference's, median of interleaved rounds."
 
 
 def ranking(compared: Mapping[str, Compared]) -> list[str]:
@@ -23,35 +24,40 @@ def ranking(compared: Mapping[str, Compared]) -> list[str]:
 
 
 def comparison_table(title: str, arm: str, reference: str, fresh: pd.DataFrame,
-                     choices: Mapping[str, Choice], notes: Sequence[str],
-                     named: bool = True) -> Table:
+                     choices: Mapping[str, Choice] = types.MappingProxyType({}),
+                     notes: Sequence[str] = (), named: bool = True) -> Table:
   """One row per arm, best mean test log-loss first.
 
   Args:
     title: of the table; it shows the data set.
     arm: the column of `fresh` that tells the arms apart.
     reference: the arm that all are paired with.
-    fresh: rows of the compared runs, with test_loss, test_accuracy, learning_rate, seed,
-      diverged_step, step_us_relative.
-    choices: the learning rate's choice of each arm; a star marks one at the edge.
+    fresh: rows of the compared runs, with test_loss, test_accuracy, seed, diverged_step;
+      learning_rate and step_us_relative are shown where the rows have them.
+    choices: the learning rate's choice of each arm, where it was chosen; a star marks one at
+      the edge.
     notes: lines below.
     named: False leaves out rank and p where the seeds are too few for either.
   """
   arms = list(dict.fromkeys(fresh[arm]))
   loss = selection.compare(fresh, arms, reference, 'test_loss', arm)
   accuracy = selection.compare(fresh, arms, reference, 'test_accuracy', arm)
+  shown = {'rate': 'learning_rate' in fresh, 'cost': 'step_us_relative' in fresh,
+           'rank': named, 'p': named}
   rows = []
   for rank, name in enumerate(ranking(loss), 1):
     own, hits = loss[name], accuracy[name].mean
     runs = fresh[fresh[arm] == name]
+    edge = name in choices and choices[name].edge
     rows.append({
         'rank': rank, arm: name,
-        'rate': f'{runs.learning_rate.iloc[0]:.3g}' + ('*' if choices[name].edge else ''),
+        'rate': f'{runs.learning_rate.iloc[0]:.3g}' + '*' * bool(edge) if shown['rate'] else None,
         'loss': own.mean.mean, 'loss_interval': (own.mean.low, own.mean.high),
         'difference': own.paired.mean, 'difference_interval': (own.paired.low, own.paired.high),
         'p': own.p_adjusted, 'accuracy': 100 * hits.mean,
         'accuracy_interval': (100 * hits.low, 100 * hits.high), 'n': own.mean.n,
-        'diverged': own.diverged, 'cost': float(runs.step_us_relative.iloc[0])})
+        'diverged': own.diverged,
+        'cost': float(runs.step_us_relative.iloc[0]) if shown['cost'] else None})
   columns = [
       Column('rank', 'rank', format=integer()), Column(arm, arm, right=False),
       Column('rate', 'learning rate'), Column('loss', 'test log-loss', 'nats', fixed(4)),
@@ -62,7 +68,7 @@ def comparison_table(title: str, arm: str, reference: str, fresh: pd.DataFrame,
       Column('accuracy_interval', '95 %', format=interval(2)),
       Column('n', 'n', format=integer()), Column('diverged', 'diverged', format=integer()),
       Column('cost', 'cost', f'x {reference}', fixed(2))]
-  columns = [c for c in columns if named or c.key not in ('rank', 'p')]
+  columns = [c for c in columns if shown.get(c.key, True)]
   kept = {c.key for c in columns}
   return Table(title, columns, [{k: v for k, v in row.items() if k in kept} for row in rows],
-               [*notes, EXPLAINED])
+               [*notes, f'{EXPLAINED} {COST}' if shown['cost'] else EXPLAINED])

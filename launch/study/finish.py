@@ -34,11 +34,13 @@ def finish(study: Study, run: Run, workdir: Workdir, figures: bool) -> None:
   verdicts = claims_lib.evaluate(study.claims(run.config), report.outcomes)
   faults.reach('final_table')
   claims_lib.write_claims(workdir.claims, verdicts)
-  claims = tables_lib.claims_table([v.record() for v in verdicts])
-  tables = [*report.tables, claims]
-  # A terminal shows what was found; the rules stand in table.md and claims.json.
-  brief = dataclasses.replace(claims, notes=[
-      f'{v.claim.id}: {v.outcome.note}' for v in verdicts if v.outcome.note])
+  tables, brief = [*report.tables], [*report.tables]
+  if verdicts:
+    claims = tables_lib.claims_table([v.record() for v in verdicts])
+    tables.append(claims)
+    # A terminal shows what was found; the rules stand in table.md and claims.json.
+    brief.append(dataclasses.replace(claims, notes=[
+        f'{v.claim.id}: {v.outcome.note}' for v in verdicts if v.outcome.note]))
   notes = [f'Note: {note}.' for note in run.notes]
   workdir.write_text(workdir.table_md,
                      '\n'.join([*(t.to_markdown() for t in tables), *notes]) + '\n')
@@ -46,7 +48,7 @@ def finish(study: Study, run: Run, workdir: Workdir, figures: bool) -> None:
                      '\n'.join([*(t.to_latex() for t in tables),
                                 *(f'% {n}' for n in notes)]) + '\n')
   workdir.write_text(shown.text_path(workdir),
-                     '\n'.join([*(t.to_text() for t in (*report.tables, brief)), *notes]) + '\n')
+                     '\n'.join([*(t.to_text() for t in brief), *notes]) + '\n')
   if figures:
     with atomic.as_user_error(workdir.figures, 'create'):
       workdir.figures.mkdir(exist_ok=True)

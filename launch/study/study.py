@@ -39,13 +39,13 @@ class Report:
 
   Attributes:
     tables: in the order of printing.
-    outcomes: one per claim, by id.
+    outcomes: one per claim, by id; none for a study without claims.
     figures: file stem -> function that draws and returns a matplotlib figure.
   """
 
   tables: Sequence[Table]
-  outcomes: Mapping[str, Outcome]
-  figures: Mapping[str, Callable[[], Any]]
+  outcomes: Mapping[str, Outcome] = dataclasses.field(default_factory=dict)
+  figures: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Study:
       finished rows as a DataFrame, in the members' order, so that later cohorts
       may be computed from earlier rows and from nothing else.
     report: Run -> Report.
-    claims: the claims under test, as data.
+    claims: config -> the claims under test, as data; a study may have none.
     check: raises UserError for a config that names what does not exist; called
       once the heavy libraries are loaded.
     extendable: fields that `--extend` may enlarge: numbers may grow, lists may
@@ -97,6 +97,6 @@ class Study:
   data: Callable[[Any], DataRequest]
   cohorts: Callable[[Any], Cohorts]
   report: Callable[[Run], Report]
-  claims: Callable[[Any], Sequence[Any]]
-  check: Callable[[Any], None]
+  claims: Callable[[Any], Sequence[Any]] = lambda config: ()
+  check: Callable[[Any], None] = lambda config: None
   extendable: tuple[str, ...] = ()

@@ -1,0 +1,239 @@
+"""README.md: its tables are those of the records, and all its code runs, in a copy of the tree.
+
+A block of bash is run command by command; what trains is run with --preset=smoke and a smaller
+config, and the two scripts themselves are not run. A block of Python whose first line names a
+file is written there, or to its end; the others are executed. The order is that of the page, and
+the blocks share the directory.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import json
+from pathlib import Path
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests import helpers
+from tests.data import make_files
+
+SCRIPTS = ('bash launch/quickstart.sh', 'bash launch/test.sh')
+# The rates are far apart, so that none at an edge is chosen and no cohort more becomes necessary.
+SMALLER: Mapping[str, Sequence[str]] = {
+  'experiments.activation_search': [
+    '--preset=smoke', '--config.mlp.activations=relu,gelu', '--config.rate_factors=0.1,1,10',
+    '--config.mlp.steps=20', '--config.mlp_widths=16', '--config.io.figures=false',
+    '--config.io.checkpoint_interval_s=60'],
+  'experiments.mystudy': ['--preset=smoke', '--config.io.figures=false'],
+  'launch.record': ['--allow_dirty'],  # the copy is under no version control
+}
+PLACE = re.compile(r'# (at the end of )?(\S+\.py)$')
+RUN_BLOCKS = '''
+import json, sys
+for line, source in json.load(sys.stdin):
+  # The empty lines make the traceback name the line of the page.
+  exec(compile('\\n' * line + source, 'README.md', 'exec'), {'__name__': '__main__'})
+'''
+PREPARE = '''
+import json, sys
+from data.prepare import main
+print(json.dumps([main(arguments) for arguments in json.load(sys.stdin)]))
+'''
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """A fenced block: its language, the number of its first fence's line, its text."""
+
+  language: str
+  line: int
+  source: str
+
+  @property
+  def place(self) -> re.Match | None:
+    """The file that the block belongs into, where its first line names one."""
+    return PLACE.match(self.source.partition('\n')[0]) if self.language == 'python' else None
+
+
+def blocks(text: str) -> list[Block]:
+  found, start, language = [], None, ''
+  lines = text.splitlines()
+  for number, line in enumerate(lines, 1):
+    if line.startswith('```') and start is None:
+      start, language = number, line[3:]
+    elif line == '```':
+      found.append(Block(language, start, '\n'.join(lines[start:number - 1]) + '\n'))
+      start = None
+  assert start is None, f'README.md:{start}: the block has no end'
+  return found
+
+
+def readme() -> str:
+  return (helpers.ROOT / 'README.md').read_text(encoding='utf-8')
+
+
+def run(command: Sequence[str], tree: Path, where: str, stdin: str = '') -> str:
+  """Runs a command in the copy; returns what it prints. A failure tells where it stands."""
+  done = subprocess.run(command, cwd=tree, env=helpers.child_environment(), input=stdin,
+                        capture_output=True, text=True, timeout=300, check=False)
+  assert done.returncode == 0, (
+      f'{where}: {shlex.join(command)[:300]}\nended with {done.returncode}\n'
+      f'{done.stdout[-2000:]}\n{done.stderr[-4000:]}')
+  return done.stdout
+
+
+def run_python(waiting: Sequence[Block], tree: Path) -> None:
+  """Executes blocks one after the other in one child, each with a namespace of its own."""
+  if waiting:
+    run([sys.executable, '-c', RUN_BLOCKS], tree, f'README.md:{waiting[0].line}',
+        json.dumps([(block.line, block.source) for block in waiting]))
+
+
+def put(block: Block, tree: Path) -> None:
+  """Writes a block to the file that its first line names."""
+  at_end, path = block.place.groups()
+  file = tree / path
+  assert file.exists() == bool(at_end), f'README.md:{block.line}: {path}'
+  old = file.read_text() + '\n\n' if at_end else ''
+  file.write_text(old + block.source.partition('\n')[2])
+
+
+def run_command(line: str, tree: Path, where: str) -> None:
+  """Runs one line of bash, smaller."""
+  words = shlex.split(line)
+  assert words[:2] == ['python', '-m'], f'{where}: {line}'
+  module, rest = words[2], words[3:]
+  if 'runs/quickstart' in line and not (tree / 'runs/quickstart').exists():
+    shutil.copytree(tree / 'runs/cpu', tree / 'runs/quickstart')  # stands for the script's
+  if module.startswith('experiments.'):
+    given = {word.partition('=')[0] for word in rest} - {'--preset'}
+    rest = [word for word in rest if not word.startswith('--preset=')] + [
+        word for word in SMALLER[module] if word.partition('=')[0] not in given]
+  else:
+    rest += SMALLER.get(module, [])
+  run([sys.executable, '-m', module, *rest], tree, where)
+
+
+def prepare(lines: Sequence[str], tree: Path, where: str) -> None:
+  """Runs all `data.prepare` commands in one child, on small files in the published formats.
+
+  Where no --variant names the deviation, the small file must be refused and pass with one.
+  """
+  commands = [shlex.split(line)[3:] for line in lines]
+  with_variant = [[*c, *(['--variant=small'] if not any('--variant' in w for w in c) else [])]
+                  for c in commands]
+  expected = [2 if c != v else 0 for c, v in zip(commands, with_variant, strict=True)]
+  out = run([sys.executable, '-c', PREPARE], tree, where, json.dumps(commands + with_variant))
+  assert json.loads(out.splitlines()[-1]) == expected + [0] * len(commands)
+  assert expected.count(2) >= 4 and expected.count(0) >= 2
+
+
+def make_downloads(folder: Path) -> None:
+  folder.mkdir()
+  make_files.write_mnist(folder / 'mnist')
+  make_files.write_mnist(folder / 'fashion')
+  rows = make_files.write_cifar10(folder / 'cifar10-jpeg75')
+  make_files.write_archive(folder / 'cifar-10-binary.tar.gz', {
+    f'cifar-10-batches-bin/{name}': array.tobytes() for name, array in rows.items()})
+  make_files.write_archive(folder / 'cifar-100-binary.tar.gz', {
+    f'cifar-100-binary/{name}.bin': make_files.cifar_rows(n, 2, 100).tobytes()
+    for name, n in (('train', 200), ('test', 100))})
+  (folder / 'input.txt').write_text('a short text, and then the same again\n' * 40)
+
+
+@pytest.fixture(scope='module')
+def tree(tmp_path_factory: pytest.TempPathFactory, compile_cache: Path) -> Iterator[Path]:
+  """A copy of the checkout's code, without records, with small downloads and data of its own."""
+  path = tmp_path_factory.mktemp('readme') / 'clone'
+  for name in ('model_lib', 'data', 'launch', 'experiments'):
+    shutil.copytree(helpers.ROOT / name, path / name, ignore=shutil.ignore_patterns('results'))
+  for name in ('README.md', 'setup.cfg', 'pyproject.toml'):
+    shutil.copy2(helpers.ROOT / name, path / name)
+  make_downloads(path / 'downloads')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('ACTNORM_DATA_DIR', str(path.parent / 'data'))
+    yield path
+
+
+def test_all_code_runs(tree):
+  waiting: list[Block] = []
+  for block in blocks(readme()):
+    where = f'README.md:{block.line}'
+    if block.place:
+      put(block, tree)
+    elif block.language == 'python':
+      waiting.append(block)
+    elif block.language == 'bash':
+      lines = [line for line in block.source.splitlines() if line not in SCRIPTS]
+      if not lines:
+        continue
+      run_python(waiting, tree)
+      waiting.clear()
+      if all(line.startswith('python -m data.prepare ') for line in lines):
+        prepare(lines, tree, where)
+      else:
+        for line in lines:
+          run_command(line, tree, where)
+  run_python(waiting, tree)
+  # The commands did what the page says: two arms extended to 64 seeds, a record, a study.
+  rows = (tree / 'runs/cpu/results.csv').read_text().splitlines()
+  assert len([r for r in rows if ',fresh,' in r]) == 2 * 64
+  record = tree / 'experiments/results/activation_search/smoke'
+  assert (record / 'table.md').is_file()
+  assert '| `smoke`' in (tree / 'README.md').read_text()
+  table = (tree / 'runs/mine/table.md').read_text()
+  assert 'stripes' in table and 'pre:mean_abs' in table
+  # What the study does not have is left out, and nothing is written for what does not exist.
+  assert 'Claims' not in table and 'cost' not in table
+  with pytest.raises(AssertionError, match="(?s)ended with 2.*'mean_abz'; nearest: 'mean_abs'"):
+    run_command('python -m experiments.mystudy --workdir=runs/no --config.norms=none,pre:mean_abz',
+                tree, 'here')
+  assert not (tree / 'runs/no').exists()
+
+
+def test_every_block_is_of_a_known_kind():
+  found = blocks(readme())
+  # Blocks without a language are no code.
+  assert {block.language for block in found} == {'bash', 'python', ''}
+  assert len([b for b in found if b.language == 'python']) >= 6
+  assert [b for b in found if b.source.splitlines() == list(SCRIPTS)]
+
+
+def test_extensions_are_short():
+  """What is added, a study included, takes at most 30 lines of code."""
+  adding = readme().partition('\n## Adding to it\n')[2].partition('\n## ')[0]
+  found = [b for b in blocks(adding) if b.language == 'python']
+  assert [b.place[2] if b.place else '' for b in found] == [
+    'model_lib/activations/rectified.py', 'model_lib/normalization/layers.py',
+    'model_lib/normalization/registry.py', '', 'experiments/mystudy.py']
+  code = [[line for line in b.source.splitlines() if line.strip() and not line.startswith('# ')]
+          for b in found]
+  lengths = [len(code[0]), len(code[1]) + len(code[2]), len(code[3]), len(code[4])]
+  assert max(lengths) <= 30, lengths
+
+
+def test_tables_are_those_of_the_records():
+  done = helpers.run_module('launch.readme', '--check')
+  assert done.returncode == 0, done.stderr
+
+
+def test_files_that_the_page_names_exist():
+  named = set(re.findall(r'`((?:launch|tests|experiments)/[\w/]+\.\w+|[A-Z_]+\.md)`', readme()))
+  assert len(named) >= 5
+  assert not [name for name in named if not (helpers.ROOT / name).exists()]
+
+
+def test_a_broken_block_is_found(tmp_path):
+  with pytest.raises(AssertionError, match=r'(?s)README.md:10: .*"README.md", line 12.*boom'):
+    run_python([Block('python', 10, 'x = 1\nraise ValueError("boom")\n')], tmp_path)
+  with pytest.raises(AssertionError, match='README.md:3'):
+    run_command('python -m nowhere', tmp_path, 'README.md:3')
+  with pytest.raises(AssertionError, match='README.md:7'):
+    put(Block('python', 7, '# at the end of nowhere.py\nx = 1\n'), tmp_path)
+  with pytest.raises(AssertionError, match='no end'):
+    blocks('text\n```bash\nls\n')
