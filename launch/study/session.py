@@ -39,6 +39,9 @@ def open_data(study: Study, config, record: Record | None, workdir: Workdir) -> 
         f'{workdir.path} was begun with other data: {record.data["name"]} had sha256 '
         f'{record.data["sha256"][:12]}..., now {data.dataset.sha256[:12]}...; '
         'bring the data back, or name another --workdir')
+  # A study without a check of its own finds its misspelt models here.
+  for cohort in next(study.cohorts(config), ()):
+    data.build(cohort.model)
   return data
 
 
