@@ -47,7 +47,9 @@ def choose(rows: pd.DataFrame, arm: Sequence[str]) -> dict[Hashable, Choice]:
       alive = (runs.diverged_step < 0).all() and np.isfinite(runs.val_loss).all()
       means[float(factor)] = float(runs.val_loss.mean()) if alive else math.inf
     factors = sorted(means)
-    best = min(factors, key=lambda f: (means[f], f))
+    # Between equals the one nearest to the middle: the edge needs a reason.
+    middle = (len(factors) - 1) / 2
+    best = min(factors, key=lambda f: (means[f], abs(factors.index(f) - middle), f))
     if math.isinf(means[best]):
       choices[key] = Choice(math.nan, math.inf, 0)
     else:

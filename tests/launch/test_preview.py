@@ -15,8 +15,7 @@ from tests.launch import study_runs
 # 4 fixed activations, 2 copies of ReLU and crrelu; 3 rates; 2 fresh seeds, 2 with shuffled labels.
 SMOKE = {
     'mlp-select-fixed': (4 + 2) * 3, 'mlp-select-crrelu': 3,
-    # With equal losses the smallest rate is chosen, so that each arm is widened.
-    'mlp-widen-fixed': 4 + 2, 'mlp-widen-crrelu': 1,
+    # With equal losses the middle rate is chosen, so that no arm is widened.
     'mlp-fresh-fixed': (4 + 2) * 2 + 2, 'mlp-fresh-crrelu': 2,
 }
 PARAMETERS = (64 + 1) * 64 + (64 + 1) * 64 + (64 + 1) * 10

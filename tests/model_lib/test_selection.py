@@ -47,7 +47,9 @@ def test_every_factor_diverged():
   assert math.isnan(choice.factor) and math.isinf(choice.loss) and choice.edge == 0
 
 
-def test_equal_losses_take_the_smaller_factor():
+def test_equal_losses_take_the_middle_factor_then_the_smaller():
+  alike = {('a', f): [1.0] for f in (3.0, 1.0, 9.0)}
+  assert selection.choose(runs(alike), ['arm'])['a',].factor == 3
   assert selection.choose(runs({('a', 2.0): [1.0], ('a', 1.0): [1.0]}), ['arm'])['a',].factor == 1
 
 
