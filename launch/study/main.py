@@ -81,8 +81,10 @@ def _run(study: Study, config, workdir: Workdir, record: Record | None, preset: 
     opened = session.open_data(study, config, record, workdir)
     workdir.create()
   with workdir.locked(session.say):
-    # For the exits that the watcher takes; the ordinary one below says the same.
-    preemption.register_flush(lambda: workdir.write_status('preempted'))
+    # For the exits that the watcher takes; the ordinary one below says the same. Without its
+    # config.json a directory with a status.json is nobody's, and the next start would refuse it.
+    preemption.register_flush(
+        lambda: workdir.config.exists() and workdir.write_status('preempted'))
     preemption.register_flush(workdir.unlock)
     try:
       if record is None:

@@ -82,6 +82,8 @@ class Runner:
         except StopIteration:
           break
         answer = self._answer(asked)
+    # Again, as a kill between a cohort's record and its rows would leave them out for ever.
+    records.write_results(self.workdir, self.rows)
     return pd.DataFrame(self.rows)
 
   def _answer(self, asked: Sequence[Cohort]) -> pd.DataFrame:

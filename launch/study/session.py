@@ -58,6 +58,9 @@ def run(study: Study, record: Record, workdir: Workdir, preemption: Preemption,
   record.engine = {'cpu_threads': threads, 'device_kind': device.device_kind,
                    'devices': 1, **record.engine}
   record.data = {'name': data.dataset.name, 'sha256': data.dataset.sha256}
+  if workdir.status.exists():
+    # Before config.json has an extension: a kill in between must not leave it beside 'done'.
+    workdir.write_status('running')
   record.write(workdir)
   entry = environment.snapshot() | {
       'device_kind': device.device_kind, 'device_count': 1,

@@ -28,6 +28,7 @@ import orbax.checkpoint as ocp
 
 from model_lib import faults
 from model_lib.training import manifest
+from model_lib.training import quiet
 from model_lib.training import savable
 from model_lib.training.savable import CheckpointError
 
@@ -36,11 +37,6 @@ __all__ = ['CheckpointError', 'Checkpoints']
 PyTree = Any
 
 _REMOVED = '.removed'
-
-
-def _not_orbax_error(record: logging.LogRecord) -> bool:
-  """Keeps Orbax's tracebacks of a failed save off the screen: we raise it in one line."""
-  return record.levelno < logging.ERROR or f'{os.sep}orbax{os.sep}' not in record.pathname
 
 
 class Checkpoints:
@@ -90,7 +86,7 @@ class Checkpoints:
     except OSError as error:
       raise CheckpointError(f'{self.directory}: cannot be used for checkpoints: '
                             f'{savable.one_line(error)}') from error
-    logging.getLogger('absl').addFilter(_not_orbax_error)
+    quiet.failed_saves()
     self._checkpointer = self._new_checkpointer()
 
   def _new_checkpointer(self) -> ocp.AsyncCheckpointer:

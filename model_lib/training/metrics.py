@@ -68,18 +68,20 @@ class MetricsFile:
         lines.append(f'{head}{int(member)}{middle}{numbers}}}\n')
     data = ''.join(lines).encode()
     half = len(data) - 20
-    self._append(data[:half])
-    faults.reach('metrics_line')
-    self._append(data[half:])
+    before = self.position
+    try:
+      self._append(data[:half])
+      faults.reach('metrics_line')
+      self._append(data[half:])
+    except OSError as e:
+      os.ftruncate(self._fd, before)  # A full disk takes nothing or whole lines.
+      raise UserError(f'{self.path}: cannot be written ({e.strerror}); '
+                      'make room and run the same command again') from e
 
   def _append(self, data: bytes) -> None:
     view = memoryview(data)
-    try:
-      while view:
-        view = view[os.write(self._fd, view):]
-    except OSError as e:
-      raise UserError(f'{self.path}: cannot be written ({e.strerror}); '
-                      'make room and run the same command again') from e
+    while view:
+      view = view[os.write(self._fd, view):]
 
   def sync(self) -> int:
     """Forces the lines to the disk; returns the position to store in a checkpoint."""
