@@ -25,6 +25,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -240,11 +241,10 @@ def claims(config: Config) -> tuple[Claim, ...]:
   return tuple(Claim(**entry | {'rule': f'{entry["rule"]}; {TESTABLE}'}) for entry in listed)
 
 
-def base_problem(config: Config, rows: pd.DataFrame, choices) -> str:
+def base_problem(rows: pd.DataFrame, choices, classes: int) -> str:
   """Why no claim can be tested, or ''."""
   reference = rows[(rows.phase == 'fresh') & (rows.activation == REFERENCE)]
   share = selection.share_at_edge(choices)
-  classes = 1 / chance(rows)
   if len(reference) < MIN_SEEDS:
     return f'{len(reference)} fresh seeds, at least {MIN_SEEDS} are needed'
   if share > MAX_EDGE_SHARE:
@@ -252,18 +252,13 @@ def base_problem(config: Config, rows: pd.DataFrame, choices) -> str:
             f'more than {MAX_EDGE_SHARE:.0%}')
   if not reference.test_loss.mean() <= math.log(classes) - LEARNED:
     return (f"ReLU's test log-loss {reference.test_loss.mean():.3f} is not {LEARNED} nats below "
-            f'log({classes:.0f})')
+            f'log({classes})')
   return ''
 
 
-def chance(rows: pd.DataFrame) -> float:
-  """Accuracy of guessing among the classes of the data."""
-  return 1.0 / float(rows.classes.iloc[0])
-
-
-def outcomes(config: Config, rows: pd.DataFrame, compared, choices) -> dict[str, Outcome]:
-  """One outcome per claim, from the MLP's rows."""
-  problem = base_problem(config, rows, choices)
+def outcomes(rows: pd.DataFrame, compared, choices, shares: Sequence[float]) -> dict[str, Outcome]:
+  """One outcome per claim, from the MLP's rows; `shares` are those of the classes."""
+  problem = base_problem(rows, choices, len(shares))
   fresh = rows[(rows.phase == 'fresh') & (rows.activation == REFERENCE)]
   found = {}
 
@@ -283,7 +278,8 @@ def outcomes(config: Config, rows: pd.DataFrame, compared, choices) -> dict[str,
   control = rows[(rows.phase == 'control') & (rows.diverged_step < 0)]
   if len(control):
     images = int(control.test_images.sum())
-    low, high = statistics.binomial_interval(images, chance(rows), 0.99)
+    low = statistics.binomial_interval(images, min(shares), 0.99)[0]
+    high = statistics.binomial_interval(images, max(shares), 0.99)[1]
     share = float((control.test_accuracy * control.test_images).sum() / images)
     outcome('shuffled_labels', low <= share <= high, share, (low, high), len(control),
             f'{images} test images')
@@ -344,7 +340,7 @@ def report(run: Run) -> Report:
     if part == 'mlp':
       compared = selection.compare(rows[rows.phase == 'fresh'], list(config.mlp.activations),
                                    REFERENCE, 'test_loss')
-      found = outcomes(config, rows, compared, choices)
+      found = outcomes(rows, compared, choices, run.class_shares)
   if not found:
     found = {c.id: Outcome(NOT_TESTABLE, None, None, 0, 'the MLP part was not run')
              for c in claims(config)}

@@ -76,6 +76,13 @@ class StudyData:
     self.dataset: Dataset = dataset
     self.splits: list[Split] = make_splits(dataset, request.splits, request.seed)
 
+  def class_shares(self) -> tuple[float, ...]:
+    """Share of each class among all labels; empty for text."""
+    labels = np.asarray(self.dataset.labels)
+    if not len(labels):
+      return ()
+    return tuple((np.bincount(labels, minlength=self.dataset.num_classes) / len(labels)).tolist())
+
   def label_tables(self, count: int) -> np.ndarray:
     """int32 [n, count + 1]: the labels, then `count` random permutations of all of them."""
     labels = np.asarray(self.dataset.labels)

@@ -281,7 +281,7 @@ class Runner:
       row = {'member': first_member + i, 'run': cohort.name, **member.tags, 'steps': cohort.steps,
              'parameters': population.n_parameters(), 'diverged_step': diverged,
              'test_images': len(prepared.evaluation_sets[member.split][2]),
-             'classes': self.data.dataset.num_classes, 'train_loss': float(train['loss'][i])}
+             'train_loss': float(train['loss'][i])}
       for split, values in (('val', val), ('test', test)):
         row |= {f'{split}_{k}': float(values[k][i]) for k in sorted(values, reverse=True)}
       if costs:

@@ -75,5 +75,5 @@ def run(study: Study, record: Record, workdir: Workdir, preemption: Preemption,
   with preemption.busy('writing the report'):
     config = config_lib.from_dict(study.config, record.configs[-1])
     report = Run(config, rows, lambda: finish.read_metrics(workdir.metrics), data.dataset.name,
-                 runner.notes)
+                 runner.notes, data.class_shares())
     finish.finish(study, report, workdir, config.io.figures)

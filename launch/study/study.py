@@ -58,6 +58,7 @@ class Run:
     metrics: function that reads metrics.jsonl into a DataFrame.
     dataset: the data set's full name, which every table and figure shows.
     notes: lines that every table must carry, such as 'mixed environment'.
+    class_shares: share of each class among the labels; empty for text.
   """
 
   config: Any
@@ -65,6 +66,7 @@ class Run:
   metrics: Callable[[], pd.DataFrame]
   dataset: str
   notes: tuple[str, ...] = ()
+  class_shares: tuple[float, ...] = ()
 
 
 Cohorts = Generator[Sequence['Cohort'], 'pd.DataFrame', None]

@@ -64,7 +64,7 @@ class World:
     away = math.log(tags['lr_factor'] / self.best.get((arm, copy), 1.0))
     added = self.effect.get(arm, 0.0) if copy == 0 else self.effect.get((arm, copy), 0.0)
     return {**tags, 'run': cohort.name, 'steps': cohort.steps, 'diverged_step': -1,
-            'classes': 10, 'test_images': 270, 'val_loss': 0.1 + 0.1 * away**2,
+            'test_images': 270, 'val_loss': 0.1 + 0.1 * away**2,
             'test_loss': self.level + added + 0.05 * noise(seed) + 0.002 * noise(arm, copy, seed),
             'test_accuracy': self.guessed if member.labels else 0.95 + 0.01 * noise(arm, seed),
             'step_us': 10.0, 'step_us_relative': 1.0}
@@ -88,8 +88,8 @@ class Played:
     return sorted({tags['lr_factor'] for tags in runs
                    if (tags['activation'], tags['copy']) == (activation, copy)})
 
-  def report(self, dataset: str = 'digits'):
-    return study.report(Run(self.config, self.rows, lambda: None, dataset))
+  def report(self, dataset: str = 'digits', shares: tuple[float, ...] = (0.1,) * 10):
+    return study.report(Run(self.config, self.rows, lambda: None, dataset, class_shares=shares))
 
   def outcomes(self):
     """By claim; `evaluate` has found one for each claim and no other."""
@@ -402,6 +402,14 @@ def test_shuffled_labels(share, verdict):
   assert found.verdict == verdict and found.ours == pytest.approx(share)
   assert found.interval == (pytest.approx(0.0765, abs=0.002), pytest.approx(0.1235, abs=0.002))
   assert found.note == '1080 test images' and found.n == 4
+
+
+@pytest.mark.parametrize('commonest, verdict', [(0.14, REPRODUCED), (0.1, NOT_REPRODUCED)])
+def test_guessing_the_commonest_class_is_guessing(commonest, verdict):
+  """Where classes are unbalanced, a network that knows nothing may still pass 1 / classes."""
+  played = play(small(**ENOUGH), World(guessed=0.14))
+  shares = (commonest, *((1 - commonest) / 9,) * 9)
+  assert played.report(shares=shares).outcomes['shuffled_labels'].verdict == verdict
 
 
 def test_the_winner_must_pass_the_null_line():
