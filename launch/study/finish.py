@@ -10,7 +10,6 @@ import pandas as pd
 
 from launch.study import atomic
 from launch.study import claims as claims_lib
-from launch.study import plotting
 from launch.study import shown
 from launch.study import tables as tables_lib
 from launch.study.study import Run, Study
@@ -50,6 +49,7 @@ def finish(study: Study, run: Run, workdir: Workdir, figures: bool) -> None:
   workdir.write_text(shown.text_path(workdir),
                      '\n'.join([*(t.to_text() for t in brief), *notes]) + '\n')
   if figures:
+    from launch.study import plotting  # matplotlib, which no other part of a start needs
     with atomic.as_user_error(workdir.figures, 'create'):
       workdir.figures.mkdir(exist_ok=True)
     for name, draw in report.figures.items():

@@ -15,8 +15,7 @@ import math
 from typing import NamedTuple, Sequence
 
 import numpy as np
-from scipy import optimize
-from scipy import stats
+import scipy  # its parts are imported at their first use: a start that trains needs none
 
 
 class Interval(NamedTuple):
@@ -72,7 +71,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
   if (x == x[0]).all():  # x.mean() of equal numbers may be off by a rounding
     return Interval(float(x[0]), float(x[0]), float(x[0]), n, 0.0)
   sd = float(x.std(ddof=1))
-  half = float(stats.t.ppf((1 + level) / 2, n - 1)) * sd / math.sqrt(n)
+  half = float(scipy.stats.t.ppf((1 + level) / 2, n - 1)) * sd / math.sqrt(n)
   return Interval(mean, mean - half, mean + half, n, sd)
 
 
@@ -101,7 +100,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], level: float = 0.9
   elif sd == 0:
     p = 1.0 if mean == 0 else 0.0
   else:
-    p = float(2 * stats.t.sf(abs(mean) / (sd / math.sqrt(n)), n - 1))
+    p = float(2 * scipy.stats.t.sf(abs(mean) / (sd / math.sqrt(n)), n - 1))
   return Paired(mean, low, high, p, n, sd)
 
 
@@ -157,18 +156,18 @@ def minimum_detectable_effect(sd: float, n: int, alpha: float = 0.05, power: flo
     raise ValueError(f'sd must not be negative, got {sd}')
   if sd == 0:
     return 0.0
-  critical = float(stats.t.isf(level / 2, n - 1))
+  critical = float(scipy.stats.t.isf(level / 2, n - 1))
 
   def lack(noncentrality: float) -> float:
-    right = stats.nct.sf(critical, n - 1, noncentrality)
+    right = scipy.stats.nct.sf(critical, n - 1, noncentrality)
     # The wrong sign's share: scipy gives nan where it is small (only met below 1e-6).
-    wrong = np.nan_to_num(stats.nct.cdf(-critical, n - 1, noncentrality))
+    wrong = np.nan_to_num(scipy.stats.nct.cdf(-critical, n - 1, noncentrality))
     return power - float(right + wrong)
 
   high = 1.0
   while lack(high) > 0:
     high *= 2
-  return float(optimize.brentq(lack, 0.0, high, rtol=1e-10)) * sd / math.sqrt(n)
+  return float(scipy.optimize.brentq(lack, 0.0, high, rtol=1e-10)) * sd / math.sqrt(n)
 
 
 def difference_verdict(paired: Paired, p_adjusted: float, alpha: float = 0.05,
@@ -207,7 +206,7 @@ def binomial_interval(n: int, p: float, level: float = 0.95) -> tuple[float, flo
   _check_share('level', level)
   if n < 1 or not 0 <= p <= 1:
     raise ValueError(f'need n >= 1 and p in [0, 1], got n = {n}, p = {p}')
-  low, high = stats.binom.ppf([(1 - level) / 2, (1 + level) / 2], n, p)
+  low, high = scipy.stats.binom.ppf([(1 - level) / 2, (1 + level) / 2], n, p)
   return float(low) / n, float(high) / n
 
 
@@ -237,7 +236,7 @@ def split_half_tau(scores: Sequence[Sequence[float]], splits: int = 200, seed: i
     return math.nan
   taus = []
   for left, right in _halves(seeds, splits, seed):
-    taus.append(stats.kendalltau(x[left].mean(0), x[right].mean(0)).statistic)
+    taus.append(scipy.stats.kendalltau(x[left].mean(0), x[right].mean(0)).statistic)
   return float(np.mean(taus))
 
 
