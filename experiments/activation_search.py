@@ -59,10 +59,11 @@ TESTED = {'gelu': 'gelu', 'silu': 'silu', 'crrelu': 'crrelu', 'ash': 'ash(axes=l
 MOST_SEEDS, MOST_COPIES = 10007, 1008  # that `seed_of` keeps apart
 MIN_SEEDS = 16
 MAX_EDGE_SHARE = 0.10
-LEARNED = 0.3  # nats that the reference's test loss must lie below log(classes)
+LEARNED = 0.3  # nats that the reference's test loss must lie below the labels' entropy
 TESTABLE = (f'not testable below {MIN_SEEDS} fresh seeds, when over {MAX_EDGE_SHARE:.0%} of the '
             "activations choose the edge of the learning rates, or when ReLU's test log-loss is "
-            f'not {LEARNED} nats below log(classes)')
+            f"not {LEARNED} nats below the labels' entropy; pairs in which a run diverged do not "
+            'count, and an activation that diverged at a fresh seed is not called better')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +114,7 @@ PRESETS = {
     'quick': {'parts': ('mlp',), 'mlp.activations': COMMON, 'mlp.selection_seeds': 2,
               'mlp.fresh_seeds': 16, 'mlp.null_copies': 16, 'mlp.shuffled_seeds': 8},
     'cpu': {},
-    'gpu': {'mlp.fresh_seeds': 128, 'vit.fresh_seeds': 32, 'vit.activations': COMMON[:37]},
+    'gpu': {'mlp.fresh_seeds': 128, 'vit.fresh_seeds': 32, 'vit.activations': COMMON[:COMMON.index('prelu')]},
 }
 
 
@@ -241,37 +242,44 @@ def claims(config: Config) -> tuple[Claim, ...]:
   return tuple(Claim(**entry | {'rule': f'{entry["rule"]}; {TESTABLE}'}) for entry in listed)
 
 
-def base_problem(rows: pd.DataFrame, choices, classes: int) -> str:
+def base_problem(rows: pd.DataFrame, choices, shares: Sequence[float]) -> str:
   """Why no claim can be tested, or ''."""
-  reference = rows[(rows.phase == 'fresh') & (rows.activation == REFERENCE)]
+  reference = rows[(rows.phase == 'fresh') & (rows.activation == REFERENCE)
+                   & (rows.diverged_step < 0)]
   share = selection.share_at_edge(choices)
   if len(reference) < MIN_SEEDS:
-    return f'{len(reference)} fresh seeds, at least {MIN_SEEDS} are needed'
+    return f'{len(reference)} fresh seeds of ReLU, at least {MIN_SEEDS} are needed'
   if share > MAX_EDGE_SHARE:
     return (f'{share:.0%} of the activations choose the edge of the learning rates, '
             f'more than {MAX_EDGE_SHARE:.0%}')
-  if not reference.test_loss.mean() <= math.log(classes) - LEARNED:
+  entropy = -sum(p * math.log(p) for p in shares if p)
+  if not reference.test_loss.mean() <= entropy - LEARNED:
     return (f"ReLU's test log-loss {reference.test_loss.mean():.3f} is not {LEARNED} nats below "
-            f'log({classes})')
+            f"the labels' entropy {entropy:.3f}")
   return ''
 
 
 def outcomes(rows: pd.DataFrame, compared, choices, shares: Sequence[float]) -> dict[str, Outcome]:
   """One outcome per claim, from the MLP's rows; `shares` are those of the classes."""
-  problem = base_problem(rows, choices, len(shares))
+  problem = base_problem(rows, choices, shares)
   fresh = rows[(rows.phase == 'fresh') & (rows.activation == REFERENCE)]
   found = {}
 
-  def outcome(key, passed, ours, bounds, n, note=''):
-    verdict = NOT_TESTABLE if problem else REPRODUCED if passed else NOT_REPRODUCED
-    found[key] = Outcome(verdict, ours, bounds, n, problem or note)
+  def outcome(key, passed, ours, bounds, n, note='', why=problem):
+    verdict = NOT_TESTABLE if why else REPRODUCED if passed else NOT_REPRODUCED
+    found[key] = Outcome(verdict, ours, bounds, n, why or note)
+
+  def against_reference(key, activation, passed, note):
+    own = compared[activation].paired
+    few = f'{own.n} pairs without a diverged run, at least {MIN_SEEDS} are needed'
+    outcome(key, passed, own.mean, (own.low, own.high), own.n, note,
+            problem or (few if own.n < MIN_SEEDS else ''))
 
   others = len(compared) - 1
   if 'identity' in compared:
-    paired = compared['identity'].paired
     rank = ranking(compared).index('identity') + 1
-    outcome('identity_worse', paired.low > 0, paired.mean, (paired.low, paired.high), paired.n,
-            f'rank {rank} of {len(compared)}')
+    against_reference('identity_worse', 'identity', compared['identity'].paired.low > 0,
+                      f'rank {rank} of {len(compared)}')
   else:
     found['identity_worse'] = Outcome(NOT_TESTABLE, None, None, 0, 'the identity was not run')
 
@@ -281,20 +289,24 @@ def outcomes(rows: pd.DataFrame, compared, choices, shares: Sequence[float]) -> 
     low = statistics.binomial_interval(images, min(shares), 0.99)[0]
     high = statistics.binomial_interval(images, max(shares), 0.99)[1]
     share = float((control.test_accuracy * control.test_images).sum() / images)
-    outcome('shuffled_labels', low <= share <= high, share, (low, high), len(control),
-            f'{images} test images')
+    outcome('shuffled_labels', low <= share <= high, share,
+            statistics.binomial_interval(images, share), len(control),
+            f'{images} test images; guessing reaches {low:.4f} to {high:.4f}')
   else:
     found['shuffled_labels'] = Outcome(NOT_TESTABLE, None, None, 0, 'no run on shuffled labels')
 
   line, copies = selection.null_line(rows[rows.phase == 'null_fresh'], fresh, 'test_loss')
-  best = ranking(compared)[0]
-  paired, p = compared[best].paired, compared[best].p_adjusted
-  if copies:
-    passed = -paired.mean > line and p < 0.05
-    outcome('winner_passes_null', passed, paired.mean, (paired.low, paired.high), paired.n,
-            f'best: {best}; line {line:.4f} from {copies} copies of ReLU; Holm p {p:.3g}')
+  whole = [a for a in ranking(compared) if not compared[a].diverged and a != REFERENCE]
+  if copies and whole:
+    best = whole[0]
+    paired, p = compared[best].paired, compared[best].p_adjusted
+    against_reference('winner_passes_null', best, -paired.mean > line and p < 0.05,
+                      f'best: {best}; line {line:.4f} from {copies} copies of ReLU; '
+                      f'Holm p {p:.3g}')
   else:
-    found['winner_passes_null'] = Outcome(NOT_TESTABLE, None, None, 0, 'no null row was run')
+    found['winner_passes_null'] = Outcome(
+        NOT_TESTABLE, None, None, 0,
+        'every activation diverged' if copies else 'no null row was run')
 
   for key, activation in TESTED.items():
     if activation not in compared:
@@ -302,8 +314,9 @@ def outcomes(rows: pd.DataFrame, compared, choices, shares: Sequence[float]) -> 
       continue
     paired, p = compared[activation].paired, compared[activation].p_adjusted
     words = statistics.difference_verdict(paired, p, comparisons=others)
-    outcome(f'{key}_better', words == 'better', paired.mean, (paired.low, paired.high), paired.n,
-            words)
+    lost = compared[activation].diverged
+    against_reference(f'{key}_better', activation, words == 'better' and not lost,
+                      words + (f', but {lost} runs diverged' if lost else ''))
   return found
 
 
@@ -312,7 +325,8 @@ def table(config: Config, part: str, rows: pd.DataFrame, dataset: str, choices) 
   fresh = rows[rows.phase == 'fresh']
   share = selection.share_at_edge(choices)
   notes = [f'{share:.0%} of the activations choose a learning rate at the edge (*) after one '
-           'step beyond it.']
+           'step beyond it.',
+           f'The seeds share {config.splits} splits: the intervals hold for these test images.']
   if part == 'mlp':
     line, copies = selection.null_line(rows[rows.phase == 'null_fresh'],
                                        fresh[fresh.activation == REFERENCE], 'test_loss')
@@ -321,7 +335,7 @@ def table(config: Config, part: str, rows: pd.DataFrame, dataset: str, choices) 
                  if copies else 'No null row was run.')
     size = f'MLP {"-".join(map(str, config.mlp_widths))}'
   else:
-    notes.append('Too few seeds to tell activations apart: intervals only, no winner.')
+    notes.append('No null row, and too few seeds for one: intervals only, no winner.')
     size = f'ViT {config.vit_depth} x {config.vit_dim}, patch {config.vit_patch}'
   return comparison_table(
       f'Activations on {dataset}, {size}, {getattr(config, part).steps} steps', 'activation',

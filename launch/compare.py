@@ -24,9 +24,9 @@ from launch.study.workdir import Workdir
 from model_lib.analysis import statistics
 from model_lib.errors import UserError
 
-REPLICATES = ('member', 'run', 'seed', 'split', 'copy')
-_OUTCOME = re.compile(r'(^|_)(loss|accuracy|error|perplexity|auc|us|ms|s|mib)$')
-_COST = re.compile(r'_(us|ms|s|mib)$')
+REPLICATES = ('member', 'run', 'seed', 'split', 'copy', 'labels')
+_OUTCOME = re.compile(r'(^|_)(loss|accuracy|error|perplexity|auc|ratio|us|ms|s|mib)$')
+_COST = re.compile(r'_(ratio|us|ms|s|mib)$')
 
 
 class Run:
@@ -123,8 +123,9 @@ def claims_comparison(runs: Sequence[Run]) -> tables.Table:
 
 
 def config_notes(runs: Sequence[Run]) -> list[str]:
-  """A sentence per field of config.json whose value is not the same in all runs."""
-  flat = [_flatten(run.config) for run in runs]
+  """A sentence per config field, or data set, that is not the same in all runs."""
+  flat = [_flatten({k: run.config[k] for k in ('preset', 'config', 'data') if k in run.config})
+          for run in runs]
   fields = list(dict.fromkeys(field for config in flat for field in config))
   notes = []
   for field in fields:

@@ -59,6 +59,7 @@ class Preemption:
     self._acknowledged = False
     self._saves: list[Callable[[], bool]] = []
     self._hooks: list[Callable[[], object]] = []
+    self._exits: list[Callable[[], object]] = []
     self._pid = 0
     self._pipe = (-1, -1)
     self._old_handlers: dict[int, object] = {}
@@ -120,6 +121,13 @@ class Preemption:
     """
     self._hooks.append(hook)
 
+  def register_exit(self, hook: Callable[[], object]) -> None:
+    """Registers what may only be done when nothing is written any more, such as an unlock.
+
+    It is called after the flush hooks, immediately before the process ends.
+    """
+    self._exits.append(hook)
+
   def _handle(self, number: int, frame: object) -> None:
     # The second way for a signal to arrive: an event loop in the main thread (uvloop, which Orbax
     # uses) takes the wake-up descriptor for itself. Marked, so that it is not counted twice.
@@ -163,8 +171,9 @@ class Preemption:
         self._leave(name, 'the save did not end')
       if self._in_flight() or self._acknowledged:
         continue
-      if self._busy:
-        self._leave(name, f'in {self._busy[-1]}')
+      phase = self._busy[-1:]  # A copy: the main thread may leave the phase meanwhile.
+      if phase:
+        self._leave(name, f'in {phase[0]}')
       if waited > self._deadline_s:
         self._leave(name, f'the running call took more than {self._deadline_s:g} s')
 
@@ -187,6 +196,9 @@ class Preemption:
     with contextlib.suppress(RuntimeError):  # No new thread once the interpreter shuts down.
       flusher.start()
       flusher.join(_HOOKS_S)
+    for last in self._exits:
+      with contextlib.suppress(Exception):
+        last()
     self._say(
         f'{name}: left ({where}); run the same command again to go on from the last checkpoint')
     os._exit(EXIT_PREEMPTED)

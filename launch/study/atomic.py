@@ -47,7 +47,10 @@ def as_user_error(path: Path, action: str = 'write') -> Iterator[None]:
   except OSError as error:
     if error.errno not in _REASONS:
       raise
-    raise UserError(f'cannot {action} {path}: {_REASONS[error.errno]}') from error
+    reason = _REASONS[error.errno]
+    if action == 'read' and error.errno == errno.ENOENT:
+      reason = 'there is no such file'
+    raise UserError(f'cannot {action} {path}: {reason}') from error
 
 
 def fsync_directory(directory: Path) -> None:

@@ -33,7 +33,7 @@ def comparison_table(title: str, arm: str, reference: str, fresh: pd.DataFrame,
     arm: the column of `fresh` that tells the arms apart.
     reference: the arm that all are paired with.
     fresh: rows of the compared runs, with test_loss, test_accuracy, seed, diverged_step;
-      learning_rate and step_us_relative are shown where the rows have them.
+      learning_rate and cost_ratio are shown where the rows have them.
     choices: the learning rate's choice of each arm, where it was chosen; a star marks one at
       the edge.
     notes: lines below.
@@ -42,7 +42,7 @@ def comparison_table(title: str, arm: str, reference: str, fresh: pd.DataFrame,
   arms = list(dict.fromkeys(fresh[arm]))
   loss = selection.compare(fresh, arms, reference, 'test_loss', arm)
   accuracy = selection.compare(fresh, arms, reference, 'test_accuracy', arm)
-  shown = {'rate': 'learning_rate' in fresh, 'cost': 'step_us_relative' in fresh,
+  shown = {'rate': 'learning_rate' in fresh, 'cost': 'cost_ratio' in fresh,
            'rank': named, 'p': named}
   rows = []
   for rank, name in enumerate(ranking(loss), 1):
@@ -57,7 +57,7 @@ def comparison_table(title: str, arm: str, reference: str, fresh: pd.DataFrame,
         'p': own.p_adjusted, 'accuracy': 100 * hits.mean,
         'accuracy_interval': (100 * hits.low, 100 * hits.high), 'n': own.mean.n,
         'diverged': own.diverged,
-        'cost': float(runs.step_us_relative.iloc[0]) if shown['cost'] else None})
+        'cost': float(runs.cost_ratio.iloc[0]) if shown['cost'] else None})
   columns = [
       Column('rank', 'rank', format=integer()), Column(arm, arm, right=False),
       Column('rate', 'learning rate'), Column('loss', 'test log-loss', 'nats', fixed(4)),

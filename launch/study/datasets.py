@@ -66,7 +66,6 @@ class StudyData:
 
     Raises:
       DataError: not prepared, or damaged.
-      UserError: more splits than the data can give.
     """
     self.request = request
     self.data_dir = data_dir or None

@@ -7,10 +7,12 @@ its traceback.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 from collections.abc import Sequence
 
+from data.errors import DataError
 from launch import environment
 from launch.preemption import EXIT_PREEMPTED, Preemption
 from launch.study import config as config_lib
@@ -20,6 +22,7 @@ from launch.study import shown
 from launch.study.records import Record
 from launch.study.study import Study
 from launch.study.workdir import Workdir
+from model_lib.errors import UserError
 
 EXIT_DONE, EXIT_USAGE, EXIT_NOTHING_SURVIVED = 0, 2, 3
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -29,8 +32,6 @@ def main(study: Study, argv: Sequence[str] | None = None) -> None:
   """Runs a study from its command line and exits the process."""
   # Before everything that takes time, so that no signal finds the default handler.
   preemption = Preemption().install()
-  from data.errors import DataError
-  from model_lib.errors import UserError
   try:
     code = _main(study, list(sys.argv if argv is None else argv), preemption)
   except (UserError, DataError) as e:
@@ -57,23 +58,27 @@ def _main(study: Study, argv: list[str], preemption: Preemption) -> int:
     print(preview.runs(study, parsed) if parsed.list_runs else preview.dry_run(study, parsed))
     return EXIT_DONE
   workdir = Workdir(parsed.workdir)
-  record = None
+  record, seen = None, b''
   if workdir.exists(study.name):
+    seen = workdir.config.read_bytes()
     record = Record.read(workdir)
     extends = records.check_change(record.configs[-1], config, parsed.extend, study.extendable,
                                    workdir.path)
     if extends:
       record.configs.append(config)
-    elif workdir.read_status().get('state') == 'done':
+    elif workdir.read_status().get('state') == 'done' and shown.text_path(workdir).exists():
       print(shown.show(workdir))
       return EXIT_DONE
     record.configs[-1]['io'] = config['io']
-  return _run(study, parsed.config, workdir, record, parsed.preset, preemption)
+  return _run(study, parsed.config, workdir, record, seen, parsed.preset, preemption)
 
 
-def _run(study: Study, config, workdir: Workdir, record: Record | None, preset: str,
+def _run(study: Study, config, workdir: Workdir, record: Record | None, seen: bytes, preset: str,
          preemption: Preemption) -> int:
-  """Loads the heavy libraries and runs the study under the workdir's lock."""
+  """Loads the heavy libraries and runs the study under the workdir's lock.
+
+  `seen` is config.json as `record` was read from it, empty for a new workdir.
+  """
   with preemption.busy('start'):
     threads = environment.fix_threads(record.engine.get('cpu_threads') if record else None)
     from launch.study import session
@@ -85,7 +90,10 @@ def _run(study: Study, config, workdir: Workdir, record: Record | None, preset: 
     # config.json a directory with a status.json is nobody's, and the next start would refuse it.
     preemption.register_flush(
         lambda: workdir.config.exists() and workdir.write_status('preempted'))
-    preemption.register_flush(workdir.unlock)
+    preemption.register_exit(workdir.unlock)
+    if (workdir.config.read_bytes() if workdir.config.exists() else b'') != seen:
+      raise UserError(f'{workdir.path}: another process changed this run while this one started; '
+                      'run the same command again')
     try:
       if record is None:
         record = Record(study.name, preset, [config_lib.to_dict(config)])
@@ -98,5 +106,11 @@ def _run(study: Study, config, workdir: Workdir, record: Record | None, preset: 
       workdir.write_status('failed')
       print(f'{study.name}: {e}', file=sys.stderr)
       return EXIT_NOTHING_SURVIVED
+    except Exception:
+      # The first error is the one to tell, also where the disk takes no status any more.
+      with contextlib.suppress(UserError):
+        if workdir.config.exists():
+          workdir.write_status('failed')
+      raise
   print(shown.show(workdir))
   return EXIT_DONE

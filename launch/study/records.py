@@ -19,7 +19,7 @@ from launch.study.workdir import Workdir
 from model_lib.errors import UserError
 
 FORMAT = 1
-TIMING_COLUMNS = ('step_us', 'step_us_relative')
+TIMING_COLUMNS = ('step_us', 'cost_ratio')
 
 
 @dataclasses.dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import resource
 import shutil
 import time
@@ -57,6 +58,7 @@ class Runner:
     self._by_identity: dict[str, dict[str, Any]] = {}
     self._events: EventSink | None = None
     self._references: dict[str, Any] = {}
+    self._names: set[str] = set()
     self._checkpoints: Checkpoints | None = None
     preemption.register_save(lambda: self._checkpoints is not None
                              and self._checkpoints.in_flight)
@@ -92,6 +94,7 @@ class Runner:
       cohort = self._remaining(cohort)
       if cohort is None:
         continue
+      self._check(cohort)
       finished = records.read_finished(self.workdir, cohort.name)
       if finished is None:
         if self.rows:
@@ -101,6 +104,9 @@ class Runner:
         raise UserError(f'{records.finished_path(self.workdir, cohort.name)}: this cohort was '
                         'computed by another version of the study; use that version or another '
                         '--workdir')
+      # Nothing to do, unless the run was killed right after the cohort's record.
+      shutil.rmtree(records.cohort_directory(self.workdir, cohort.name) / 'steps',
+                    ignore_errors=True)
       self._take(finished)
     return pd.DataFrame([self._by_identity[identity(m)] for c in asked for m in c.members])
 
@@ -113,6 +119,20 @@ class Runner:
       return None
     name = cohort.name if number == 0 else f'{cohort.name}+{number}'
     return dataclasses.replace(cohort, name=name, members=members)
+
+  def _check(self, cohort: Cohort) -> None:
+    """A study's mistakes in naming, which would lose rows."""
+    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._+-]*', cohort.name):
+      raise ValueError(f'{cohort.name!r} is no name for a cohort: letters, digits, . _ + -')
+    if cohort.name in self._names:
+      raise ValueError(f'two cohorts are called {cohort.name}')
+    self._names.add(cohort.name)
+    identities = [identity(m) for m in cohort.members]
+    seen = set(self._by_identity)
+    for tags in identities:
+      if tags in seen:
+        raise ValueError(f'cohort {cohort.name}: two runs have the tags {tags}')
+      seen.add(tags)
 
   def _take(self, finished: dict[str, Any]) -> None:
     for key, row in zip(finished['identities'], finished['rows'], strict=True):
@@ -202,7 +222,8 @@ class Runner:
 
     def accept(position: dict[str, Any]) -> str | None:
       if position.get('cohort') != cohort.fingerprint():
-        return 'it belongs to another cohort'
+        raise UserError(f'{checkpoints.directory}: begun by another version of the study; use '
+                        'that version or another --workdir')
       if position['metrics_bytes'] > self.metrics.position:
         return (f'metrics.jsonl has {self.metrics.position} bytes and had '
                 f'{position["metrics_bytes"]}')
@@ -281,12 +302,12 @@ class Runner:
       row = {'member': first_member + i, 'run': cohort.name, **member.tags, 'steps': cohort.steps,
              'parameters': population.n_parameters(), 'diverged_step': diverged,
              'test_images': len(prepared.evaluation_sets[member.split][2]),
-             'train_loss': float(train['loss'][i])}
+             'train_loss': _number(train['loss'][i])}
       for split, values in (('val', val), ('test', test)):
-        row |= {f'{split}_{k}': float(values[k][i]) for k in sorted(values, reverse=True)}
+        row |= {f'{split}_{k}': _number(values[k][i]) for k in sorted(values, reverse=True)}
       if costs:
         seconds, ratio = costs[str(member.tags[cohort.time_by])]
-        row |= {'step_us': round(seconds * 1e6, 3), 'step_us_relative': round(ratio, 4)}
+        row |= {'step_us': round(seconds * 1e6, 3), 'cost_ratio': round(ratio, 4)}
       rows.append({**row, 'config': self._config_number})
     final = {'params': state.params, 'hp': state.hp, 'collections': state.collections}
     shutil.rmtree(directory / 'final', ignore_errors=True)
@@ -324,3 +345,7 @@ class Runner:
     if self._events is not None and not self._events.replayed:
       self._events.replay(self.workdir.metrics)
 
+
+def _number(value) -> float:
+  """A finite number or nan, as it comes back from finished.json."""
+  return float(value) if np.isfinite(value) else float('nan')

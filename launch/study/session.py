@@ -33,6 +33,9 @@ def open_data(study: Study, config, record: Record | None, workdir: Workdir) -> 
       data that is not the one the run began with.
   """
   study.check(config)
+  for earlier in record.configs[:-1] if record else ():
+    if study.data(config_lib.from_dict(study.config, earlier)) != study.data(config):
+      raise UserError(f'{workdir.path}: --extend cannot change the data that a run reads')
   data = datasets.StudyData(study.data(config), config.io.data_dir)
   if record is not None and record.data and record.data['sha256'] != data.dataset.sha256:
     raise UserError(

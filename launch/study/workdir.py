@@ -186,7 +186,7 @@ class Workdir:
         is the last word of this process: a later 'running' of another thread is dropped.
       step: the step reached in the cohort.
       cohort: name of the running cohort.
-      eta_s: seconds until the study is done, as estimated.
+      eta_s: seconds until the cohort is done, as estimated.
     """
     if state not in STATES:
       raise ValueError(f'state must be one of {", ".join(STATES)}; got {state!r}')
@@ -195,6 +195,8 @@ class Workdir:
         return
       self._left = state == 'preempted'
       old = self.read_status()
+      if state == 'preempted' and old.get('state') == 'done':
+        return  # It was done before the request to leave.
       atomic.write_json(self.status, {
           'state': state,
           'step': step if step is not None else old.get('step'),

@@ -54,6 +54,7 @@ def choose(rows: pd.DataFrame, arm: Sequence[str]) -> dict[Hashable, Choice]:
       choices[key] = Choice(math.nan, math.inf, 0)
     else:
       edge = -1 if best == factors[0] else 1 if best == factors[-1] else 0
+      edge *= len(factors) > 1  # one factor is no choice
       choices[key] = Choice(best, means[best], edge)
   return choices
 

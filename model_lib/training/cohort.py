@@ -33,8 +33,8 @@ class OptimizerSpec:
     name: 'adam' (with decoupled weight decay) or 'sgd'.
     b1, b2, eps: Adam's constants (optax.scale_by_adam).
     momentum: heavy-ball momentum of 'sgd'.
-    schedule: 'constant' or 'cosine' (to 0 at the last step); multiplies the rate.
-    warmup: share of the steps with a linear rise from 0.
+    schedule: 'constant' or 'cosine' (reaches 0 after the last step); multiplies the rate.
+    warmup: share of the steps with a linear rise from 1 / (steps of it) to 1.
   """
 
   name: str = 'adam'
@@ -93,7 +93,7 @@ class Cohort:
   time_reference: tuple[str, ModelSpec] | None = None
 
   def fingerprint(self) -> str:
-    """SHA-256 of everything that decides the bits of this cohort."""
+    """SHA-256 of the cohort as a study describes it; data and plan are checked on their own."""
     text = json.dumps(dataclasses.asdict(self), sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()
 

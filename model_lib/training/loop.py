@@ -102,7 +102,8 @@ def train(population: Population, plan: Plan, call: TrainingCall, feed: Feed, ro
     checkpoint_interval_s: least seconds between two saves; the first call's end
       and the last step are always saved.
     stop: polled after each call.
-    progress: called after each call with (step, mean loss of the recorded steps).
+    progress: called after each call with (step, the first chunk's losses at the last recorded
+      step of the call, or None).
     log_every: steps between records.
     mesh: placement over devices; this loop runs on one.
 

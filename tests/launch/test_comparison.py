@@ -23,7 +23,7 @@ def fresh() -> pd.DataFrame:
   """Four arms of eight seeds; 'lost' always diverged, 'tanh' at the seed 3."""
   rng = np.random.default_rng(0)
   shared = rng.normal(size=SEEDS)
-  rows = [dict(arm=arm, seed=seed, learning_rate=0.01234567, step_us_relative=1 + shift,
+  rows = [dict(arm=arm, seed=seed, learning_rate=0.01234567, cost_ratio=1 + shift,
                diverged_step=4 if arm == 'lost' or (arm, seed) == ('tanh', 3) else -1,
                test_loss=0.2 + shift + 0.1 * shared[seed] + 0.01 * rng.normal(),
                test_accuracy=0.9 - shift + 0.01 * rng.normal())
