@@ -53,8 +53,8 @@ class Progress:
       self._bar.update(step - self._bar.n)
       self._bar.set_postfix(loss=f'{self._loss:.4g}')
     elif now - self._last >= self._interval or step == self._total:
-      say(f'{self._label}: step {step}/{self._total}, median loss {self._loss:.4g}, '
-          f'{eta:.0f} s left in this cohort')
+      loss = f'median loss {self._loss:.4g}, ' if np.isfinite(self._loss) else ''
+      say(f'{self._label}: step {step}/{self._total}, {loss}{eta:.0f} s left in this cohort')
       self._last = now
     if now - self._status >= min(2.0, self._interval):
       self._workdir.write_status('running', step=step, cohort=self._cohort, eta_s=round(eta, 1))
