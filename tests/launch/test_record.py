@@ -150,6 +150,7 @@ def test_another_start_of_the_same_environment_is_clean(workdir, tmp_path):
 
 @pytest.mark.parametrize('state', ['running', 'preempted', 'failed'])
 def test_an_unfinished_run_is_one_line(workdir, capsys, state):
+  workdir.write_status('running')  # as an extension does; what is done is never 'preempted'
   workdir.write_status(state)
   assert main([str(workdir.path), '--name=never', '--allow_dirty']) == 2
   error = capsys.readouterr().err

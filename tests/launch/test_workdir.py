@@ -308,3 +308,15 @@ def test_paths_are_the_documented_ones(workdir):
       'figures': 'figures', 'checkpoints': 'checkpoints', 'tensorboard': 'tensorboard'}
   assert {name: getattr(workdir, name).name for name in names} == names
   assert Workdir('~/x').path == Path.home() / 'x'
+
+
+def test_what_is_done_is_not_preempted(tmp_path):
+  """A request to leave that comes after the end changes nothing; a new start may."""
+  workdir = Workdir(tmp_path)
+  workdir.write_status('done')
+  workdir.write_status('preempted')
+  assert workdir.read_status()['state'] == 'done'
+  again = Workdir(tmp_path)
+  again.write_status('running')
+  again.write_status('preempted')
+  assert again.read_status()['state'] == 'preempted'
