@@ -192,7 +192,11 @@ def plain_log_axis(axes: Axes) -> None:
   """A logarithmic y axis with plain numbers, for what is drawn already.
 
   Ticks stand at 1, 2 and 5 times powers of ten, or at even steps where the range holds too few.
+  Where nothing drawn is positive (losses that are 0 in float32) the axis stays linear.
   """
+  drawn = [line.get_ydata() for panel in axes.figure.axes for line in panel.lines]
+  if not any((np.asarray(y, float) > 0).any() for y in drawn):
+    return
   axes.set_yscale('log')
   low, high = axes.get_ylim()
   wide = high > 5 * low

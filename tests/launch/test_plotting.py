@@ -252,3 +252,12 @@ def test_a_log_axis_always_has_plain_ticks(low, high):
   assert len(ticks) >= 2
   labels = [label.get_text() for label in axes.get_yticklabels()]
   assert all('$' not in label and float(label) >= 0 for label in labels if label)
+
+
+def test_losses_of_zero_are_drawn(tmp_path):
+  """A data set that is learned perfectly has a training loss of 0 in float32."""
+  metrics = pd.DataFrame([
+      {'run': 'a', 'member': 0, 'split': 'train', 'step': step, 'loss': 0.0} for step in (1, 2)])
+  results = pd.DataFrame([{'member': 0, 'phase': 'fresh', 'model': 'mlp', 'activation': 'relu'}])
+  plotting.save_png(figures.training_curves(metrics, results), tmp_path / 'zero.png')
+  assert (tmp_path / 'zero.png').stat().st_size > 1000
