@@ -109,7 +109,7 @@ def learning_rate_sensitivity(results: pd.DataFrame) -> Figure:
 
 def training_curves(metrics: pd.DataFrame, results: pd.DataFrame | None = None,
                     highlight: Sequence[str] = HIGHLIGHT) -> Figure:
-  """Median loss over the runs against the step; a row per model, a panel per split
+  """Median loss over the runs against the step; a panel per model and split
   that was recorded more than once.
 
   The highlighted activations have a colour and the band of their quartiles; all others are thin
@@ -132,11 +132,13 @@ def training_curves(metrics: pd.DataFrame, results: pd.DataFrame | None = None,
   highlight = [name for wanted in highlight for name in names
                if wanted in (name, name.split('(')[0])][:len(plotting.PALETTE)]
   # A split that was evaluated at the end alone has a point per run and no curve.
+  points = lines.groupby(['model', 'split']).step.nunique()
   splits = [s for s in ('train', 'val', 'test')
-            if lines[lines.split == s].step.nunique() > 1]
+            if any(split == s and n > 1 for (_, split), n in points.items())]
   models = list(dict.fromkeys(lines.model))
+  columns = len(models) if len(splits) == 1 else max(1, len(splits))
   with plotting.style():
-    figure, panels = plotting.grid(len(models) * len(splits), columns=max(1, len(splits)),
+    figure, panels = plotting.grid(len(models) * len(splits), columns=columns,
                                    width=3.6, height=2.6, share_y=True)
     keys = [(model, split) for model in models for split in splits]
     for axes, (model, split) in zip(panels, keys):

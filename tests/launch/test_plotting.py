@@ -254,6 +254,21 @@ def test_a_log_axis_always_has_plain_ticks(low, high):
   assert all('$' not in label and float(label) >= 0 for label in labels if label)
 
 
+def test_models_of_different_length_have_no_empty_panels():
+  """Each is evaluated once, at its own last step."""
+  metrics = pd.DataFrame([
+      {'run': model, 'member': i, 'split': split, 'step': step, 'loss': 0.5}
+      for i, (model, last) in enumerate((('mlp', 3), ('vit', 2)))
+      for split, steps in (('train', range(1, last + 1)), ('val', [last]))
+      for step in steps])
+  results = pd.DataFrame([
+      {'member': i, 'phase': 'fresh', 'model': model, 'activation': 'relu'}
+      for i, model in enumerate(('mlp', 'vit'))])
+  figure = figures.training_curves(metrics, results)
+  assert [axes.get_title() for axes in figure.axes if axes.get_title()] == [
+      'mlp, train', 'vit, train']
+
+
 def test_losses_of_zero_are_drawn(tmp_path):
   """A data set that is learned perfectly has a training loss of 0 in float32."""
   metrics = pd.DataFrame([
