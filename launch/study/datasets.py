@@ -15,7 +15,6 @@ import numpy as np
 from data.device import DeviceFeed
 from data.load import Dataset, load, window_tokens
 from data.splits import Split, make_splits
-from data.streaming import ImageSource, StreamFeed
 from launch.study.study import DataRequest
 from model_lib import models
 from model_lib.errors import UserError
@@ -136,6 +135,7 @@ class StudyData:
       return Prepared(task, device, constant, constant, routes, len(pairs), sets)
     if data.kind == 'tokens':
       raise UserError('config.engine.feed: text lies on the device; set it to device or auto')
+    from data.streaming import ImageSource  # Grain, which small data does without, takes 0.7 s
     source = _LabelledSource(ImageSource(self.request.dataset, self.data_dir), arrays['labels'])
     used = np.unique(np.concatenate([part for parts in sets for part in parts]))
     constant = jax.device_put({'inputs': data.inputs[used], 'labels': arrays['labels'][used]})
@@ -155,7 +155,7 @@ def part_of_train(split: Split) -> np.ndarray:
 class _LabelledSource:
   """Images from disk with their rows of the label tables, which stay in memory."""
 
-  def __init__(self, source: ImageSource, tables: np.ndarray):
+  def __init__(self, source, tables: np.ndarray):
     self._source, self._tables = source, tables
 
   def gather(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
@@ -166,6 +166,7 @@ class _PaddedStream:
   """A StreamFeed whose blocks always have the compiled size, also in a short last call."""
 
   def __init__(self, source, order: BatchOrder, cohort: Cohort, arrays):
+    from data.streaming import StreamFeed
     self._feed = StreamFeed(source, order)
     per_step = len(order) * order.batch_size
     example = sum(a[0].nbytes for a in arrays.values())
