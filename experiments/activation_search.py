@@ -1,8 +1,7 @@
 """Activation functions compared under one honest protocol.
 
-Question: which activation functions, put into the same network at their own best
-learning rate, reach a lower test log-loss than ReLU, and by more than copies of ReLU
-differ among themselves?
+Which activation functions, put into the same network at their own best learning rate, reach
+a lower test log-loss than ReLU, by more than copies of ReLU differ among themselves?
 
   python -m experiments.activation_search --preset=quick --workdir=runs/quick
 
@@ -15,8 +14,10 @@ line that a winner must pass. A control trains on shuffled labels. Initializatio
 corrected for each activation's gain E[f(z)^2]^-1/2, else the comparison would rediscover
 which functions happen to suit ReLU's initialization (config.init_gain=false does that).
 A small vision transformer repeats part of it; with 8 seeds it names no winner.
-
-Cost and results: see the tables in README.md, which are generated from the recorded runs.
+Cost on two CPU cores: smoke under 30 s; cpu 33 minutes beside other work (28 of one core's time),
+4.9 GB. To expect from cpu on digits, in nats: ReLU .096 [.091, .101], identity worse by .030
+[.026, .034], the best (x sin x) better by .032 [.025, .038], copies of ReLU apart by up to .023
+(results/activation_search/cpu; README.md shows the tables).
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ PRESETS = {
     'quick': {'parts': ('mlp',), 'mlp.activations': COMMON, 'mlp.selection_seeds': 2,
               'mlp.fresh_seeds': 16, 'mlp.null_copies': 16, 'mlp.shuffled_seeds': 8},
     'cpu': {},
-    'gpu': {'mlp.fresh_seeds': 128, 'vit.fresh_seeds': 32, 'vit.activations': COMMON[:COMMON.index('prelu')]},
+    'gpu': {'mlp.fresh_seeds': 128, 'vit.fresh_seeds': 32,
+            'vit.activations': COMMON[:COMMON.index('prelu')]},
 }
 
 
@@ -123,8 +125,7 @@ def data(config: Config) -> DataRequest:
   return DataRequest(config.dataset, config.splits, config.seed)
 
 
-# -- the cohorts ------------------------------------------------------------------
-
+# The cohorts.
 
 def model(config: Config, part: str, activation: str) -> ModelSpec:
   """The network of a part with one activation, or a switch over several."""
@@ -232,8 +233,7 @@ def cohorts(config: Config):
     yield fresh
 
 
-# -- the report -------------------------------------------------------------------
-
+# The report.
 
 def claims(config: Config) -> tuple[Claim, ...]:
   """Fixed before any run. The papers' own numbers are of other networks and data: none is copied."""
