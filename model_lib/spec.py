@@ -8,7 +8,7 @@ A spec is a name with optional settings, nested where a setting is itself a spec
   item  := [key '='] value
   value := integer | decimal | 'True' | 'False' | 'None' | word | call with parentheses
 
-A word is a letter or '_' followed by letters, digits, '_', ':' and '@'. `inf` is a number,
+A word is a letter or '_' followed by letters, digits, '_', ':', '@' and '^'. `inf` is a number,
 and `true` and `false` are accepted for `True` and `False`. `str` of a parsed spec is its
 canonical form: named settings in alphabetical order, one space after a comma.
 """
@@ -24,7 +24,7 @@ from typing import Union
 from model_lib.errors import UserError
 
 _NUMBER = re.compile(r'[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|inf)(?![A-Za-z0-9_:@.])')
-_WORD = re.compile(r'[A-Za-z_][A-Za-z0-9_:@]*')
+_WORD = re.compile(r'[A-Za-z_][A-Za-z0-9_:@^]*')
 _INTEGER = re.compile(r'[+-]?\d+')
 _MAX_DEPTH = 16
 _MAX_LENGTH = 4000

@@ -55,7 +55,7 @@ def shifted_relu(x: jax.Array) -> jax.Array:
   return jnp.maximum(x, -1)
 
 
-@register(source='kunc2024', aliases=('squared_relu',))
+@register(source='kunc2024', aliases=('squared_relu', 'relu^2'))
 def relu_squared(x: jax.Array) -> jax.Array:
   """max(x, 0)^2.
 

@@ -11,7 +11,7 @@ from model_lib.errors import UserError
 from model_lib.spec import Call, SpecError, nearest, parse
 
 _LITERALS = ('True', 'true', 'False', 'false', 'None', 'inf')
-_words = st.from_regex(r'[A-Za-z_][A-Za-z0-9_:@]{0,8}', fullmatch=True).filter(
+_words = st.from_regex(r'[A-Za-z_][A-Za-z0-9_:@^]{0,8}', fullmatch=True).filter(
     lambda word: word not in _LITERALS)
 _scalars = st.one_of(
     st.integers(-10**12, 10**12), st.floats(allow_nan=False), st.booleans(), st.none(), _words)
@@ -44,6 +44,7 @@ def test_white_space_between_tokens_changes_nothing(call, space):
     ('gelu', Call('gelu')),
     ('gelu()', Call('gelu')),
     ('gelu@jax', Call('gelu@jax')),
+    ('relu^2', Call('relu^2')),
     ('crrelu(per=channel, epsilon=0.02)',
      Call('crrelu', (), (('epsilon', 0.02), ('per', 'channel')))),
     ('rms(eps=1e-6)', Call('rms', (), (('eps', 1e-6),))),
