@@ -7,7 +7,9 @@ as well as we can (`plain.py`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -157,8 +159,8 @@ def steps(pairs: int, members: int = MEMBERS, steps: int = STEPS) -> list[dict[s
   rate = [macs * total / s / 1e9 for s in seconds['floor']]
   return [
       measure.ratio('one step per call / population', seconds['stepped'], seconds['population'],
-                    at_least=1.5, batching=setting.plan.batching,
-                    steps_per_call=setting.plan.steps_per_call),
+                    at_least=1.5, batching=setting.plan.batching, lanes=setting.plan.lanes,
+                    chunk=setting.plan.chunk, steps_per_call=setting.plan.steps_per_call),
       measure.ratio('population / matrix products', seconds['population'], seconds['floor']),
       measure.ratio('one step per call / matrix products', seconds['stepped'], seconds['floor']),
       measure.record('multiply-adds per second of the products', rate, '1e9 / s',
@@ -219,12 +221,14 @@ class _Clock:
   dispatched: float | None = None
   gap: float = 0.0
   calls: list[float] = dataclasses.field(default_factory=list)
+  _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
   def dispatch(self) -> None:
     """A call is about to be sent; a round over several chunks counts from its first."""
-    if self.dispatched is None:
-      self.dispatched = time.perf_counter()
-      self.gap += self.dispatched - self.last
+    with self._lock:  # the chunks of a round are sent from several threads
+      if self.dispatched is None:
+        self.dispatched = time.perf_counter()
+        self.gap += self.dispatched - self.last
 
   def ready(self) -> None:
     """The results are there."""
@@ -255,6 +259,7 @@ def overhead(pairs: int, members: int = MEMBERS, steps: int = LONG) -> list[dict
   from launch.study.progress import Progress
   from launch.study.workdir import Workdir
   from model_lib.training import loop
+  from model_lib.training.lanes import Lanes
   from model_lib.training.metrics import MetricsFile
   setting = engine.setup(members, steps)
   plan, arrays = setting.plan, setting.prepared.constant
@@ -262,11 +267,14 @@ def overhead(pairs: int, members: int = MEMBERS, steps: int = LONG) -> list[dict
   parts, index, slots = setting.inputs_of_call(k)
   own = loop.initial_chunks(setting.population, plan)
 
+  bare_lanes = Lanes(plan.lanes)
+
   def bare(count: int) -> float:
     start = time.perf_counter()
-    for c, part in enumerate(parts):
-      own[c], _ = setting.call(own[c], part, arrays, index, slots, np.int32(count))
-    jax.block_until_ready(own)
+    results = bare_lanes.start([
+        functools.partial(setting.call, chunk, part, arrays, index, slots, np.int32(count))
+        for chunk, part in zip(own, parts, strict=True)])()
+    own[:] = [state for state, _ in results]
     return time.perf_counter() - start
 
   gaps, differences, walls, shares, host = [], [], [], [], []

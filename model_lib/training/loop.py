@@ -7,6 +7,7 @@ at s is saved together with the length of the metrics file.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -16,6 +17,7 @@ import numpy as np
 
 from model_lib.training import population as population_lib
 from model_lib.training.checkpoint import Checkpoints
+from model_lib.training.lanes import Lanes
 from model_lib.training.metrics import MetricsFile, Sink
 from model_lib.training.planning import Plan, record_rows
 from model_lib.training.population import Population, Routes, TrainingCall
@@ -102,8 +104,8 @@ def train(population: Population, plan: Plan, call: TrainingCall, feed: Feed, ro
     checkpoint_interval_s: least seconds between two saves; the first call's end
       and the last step are always saved.
     stop: polled after each call.
-    progress: called after each call with (step, the first chunk's losses at the last recorded
-      step of the call, or None).
+    progress: called after each round with (step, the members' losses at the last recorded
+      step of the round, or None).
     log_every: steps between records.
     mesh: placement over devices; this loop runs on one.
 
@@ -122,11 +124,14 @@ def train(population: Population, plan: Plan, call: TrainingCall, feed: Feed, ro
   pending = None
   last_save = None
 
+  def stacked(records) -> np.ndarray:
+    return np.concatenate([np.asarray(r) for r in records])[:n_members]
+
   def write(item) -> None:
     counts, records = item
     if not counts:
       return
-    values = np.concatenate([np.asarray(r) for r in records])[:n_members, :len(counts)]
+    values = stacked(records)[:, :len(counts)]
     for sink in (metrics, *sinks):
       sink.write(run, members, 'train', counts, names, values)
 
@@ -135,44 +140,47 @@ def train(population: Population, plan: Plan, call: TrainingCall, feed: Feed, ro
     arrays, index = feed.block(step, min(k, total - step))
     n = index.shape[1]
     counts = recorded(step, n, total, log_every)
-    return (n, counts, arrays, padded_index(index, call.capacity),
-            slots_for(step, counts, call.capacity, call.rows))
+    # Placed once, for all chunks.
+    index, slots = jax.device_put((padded_index(index, call.capacity),
+                                   slots_for(step, counts, call.capacity, call.rows)))
+    return n, counts, arrays, index, slots
 
   block = draw(step) if step < total else None
-  while step < total:
-    n, counts, arrays, index, slots = block
-    names = names or population.metric_names(arrays)
-    records = []
-    for c, part in enumerate(route_parts):
-      chunks[c], record = call(chunks[c], part, arrays, index, slots, np.int32(n))
-      records.append(record)
-    # While the device works, the host writes the records before and draws the next block.
-    if pending:
-      write(pending)
-    step += n
-    if step < total:
-      block = draw(step)
-    # np.asarray of a running call would hold back signal handlers; waiting here does not.
-    jax.block_until_ready((chunks, records))
-    pending = (counts, records)
-    if progress:
-      last = np.asarray(records[0])[:, max(0, len(counts) - 1), names.index('loss')]
-      progress(step, last if counts else None)
-    asked = stop is not None and stop.requested
-    if asked:
-      stop.acknowledge()
-    due = last_save is None or time.monotonic() - last_save >= checkpoint_interval_s
-    if checkpoints is not None and (asked or due or step == total):
-      write(pending)
-      pending = None
-      position = {'step': step, 'run': run, 'metrics_bytes': metrics.sync(),
-                  'cohort': population.cohort.fingerprint()}
-      checkpoints.save(step, population_lib.join_chunks(chunks, n_members), position)
-      last_save = time.monotonic()
-    if asked:
-      if checkpoints is not None:
-        checkpoints.wait()
-      raise Preempted
+  with Lanes(plan.lanes) as lanes:
+    while step < total:
+      n, counts, arrays, index, slots = block
+      names = names or population.metric_names(arrays)
+      finish = lanes.start([
+          functools.partial(call, chunk, part, arrays, index, slots, np.int32(n))
+          for chunk, part in zip(chunks, route_parts, strict=True)])
+      # While the device works, the host writes the records before and draws the next block.
+      if pending:
+        write(pending)
+      step += n
+      if step < total:
+        block = draw(step)
+      # np.asarray of a running call would hold back signal handlers; waiting here does not.
+      results = finish()
+      chunks, records = [list(part) for part in zip(*results, strict=True)]
+      pending = (counts, records)
+      if progress:
+        losses = stacked(records)[:, len(counts) - 1, names.index('loss')] if counts else None
+        progress(step, losses)
+      asked = stop is not None and stop.requested
+      if asked:
+        stop.acknowledge()
+      due = last_save is None or time.monotonic() - last_save >= checkpoint_interval_s
+      if checkpoints is not None and (asked or due or step == total):
+        write(pending)
+        pending = None
+        position = {'step': step, 'run': run, 'metrics_bytes': metrics.sync(),
+                    'cohort': population.cohort.fingerprint()}
+        checkpoints.save(step, population_lib.join_chunks(chunks, n_members), position)
+        last_save = time.monotonic()
+      if asked:
+        if checkpoints is not None:
+          checkpoints.wait()
+        raise Preempted
   if pending:
     write(pending)
   if checkpoints is not None:
@@ -192,11 +200,12 @@ def evaluate(population: Population, plan: Plan, evaluation, chunks: list, route
     One {'loss': [members], metric: [members]} per set, float64 means of the
     float32 sums, added in the order of the batches.
   """
-  parts = []
-  for chunk, part in zip(chunks, route_chunks(routes, plan), strict=True):
-    sums = evaluation(chunk, part, arrays, index, weights)
-    jax.block_until_ready(sums)
-    parts.append(jax.tree.map(np.asarray, sums))
+  placed = jax.device_put((index, weights))
+  with Lanes(plan.lanes) as lanes:
+    finish = lanes.start([
+        functools.partial(evaluation, chunk, part, arrays, *placed)
+        for chunk, part in zip(chunks, route_chunks(routes, plan), strict=True)])
+    parts = [jax.tree.map(np.asarray, sums) for sums in finish()]
   n = len(population.cohort.members)
   joined = {k: np.concatenate([p[k] for p in parts])[:n].astype(np.float64) for k in parts[0]}
   split = routes.split

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from model_lib.training import population as population_lib
@@ -23,6 +23,10 @@ MAX_STEPS_PER_CALL = 100
 MIN_CAPACITY = 2
 INDEX_BLOCK_BYTES = 64 * 2**20
 CALL_SECONDS = 1.5
+# Members of a cohort differ in cost; more chunks than lanes let the lanes end together.
+CHUNKS_PER_LANE = 4
+# With a single member XLA removes the loop over the members; a chunk of our choice has two.
+MIN_CHUNK = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Plan:
       aliases + temporaries) plus the state of the chunks that wait meanwhile.
     limit_mib: what it was held against.
     state_mib_per_member: parameters, optimizer state, swept numbers.
+    lanes: chunks that are computed side by side; no part of the bits.
   """
 
   batching: str
@@ -48,6 +53,7 @@ class Plan:
   estimate_mib: float
   limit_mib: float
   state_mib_per_member: float
+  lanes: int = 1
 
 
 def default_limit_mib() -> float:
@@ -63,6 +69,16 @@ def default_limit_mib() -> float:
 def default_batching() -> str:
   """'map' on a CPU, where a member's bits then depend on no other; 'vmap' elsewhere."""
   return 'map' if jax.default_backend() == 'cpu' else 'vmap'
+
+
+def default_lanes(batching: str) -> int:
+  """As many chunks side by side as XLA's thread pool has threads, under 'map' on a CPU; else 1.
+
+  The pool has the size of the variable NPROC, or as many threads as cores may be used.
+  """
+  if batching != 'map' or jax.default_backend() != 'cpu':
+    return 1
+  return int(os.environ.get('NPROC') or len(os.sched_getaffinity(0)))
 
 
 def record_rows(steps_per_call: int, log_every: int) -> int:
@@ -82,12 +98,13 @@ def even_chunk(n: int, chunk: int) -> int:
 
 
 def decide(population: Population, arrays, n_streams: int, *, chunk: int = 0,
-           steps_per_call: int = 0, limit_mib: float = 0, log_every: int = 25):
+           steps_per_call: int = 0, limit_mib: float = 0, log_every: int = 25, lanes: int = 0):
   """Makes the plan of a cohort; a setting of 0 is decided here.
 
-  The chunk is the largest whose estimated memory stays under the limit; the
-  steps per call follow from a timed call on a copy of the state, which is thrown
-  away, so that one round over all chunks lasts at most about CALL_SECONDS.
+  The chunk is the largest whose estimated memory stays under the limit, and where chunks
+  run side by side at most a CHUNKS_PER_LANE-th of a lane's members; the steps per call
+  follow from a timed call on a copy of the state, which is thrown away, so that one round
+  over all chunks lasts at most about CALL_SECONDS.
 
   Args:
     population: of the cohort.
@@ -105,36 +122,44 @@ def decide(population: Population, arrays, n_streams: int, *, chunk: int = 0,
   largest = steps_per_call or largest_call(cohort.steps, n_streams, cohort.batch_size)
   capacity = max(MIN_CAPACITY, largest)
   rows = record_rows(capacity, log_every)
-  # The state that waits outside of the call is counted as well, hence the members' sum.
-  fitting = int(max(1, (limit - n * state_mib) // (2.3 * state_mib)))
-  size = min(chunk, n) if chunk else even_chunk(n, fitting)
+  lanes = min(n, lanes or default_lanes(population.batching))
+  # The state that waits outside of the calls is counted as well, hence the members' sum.
+  most = int(max(1, (limit - n * state_mib) // (2.3 * state_mib * lanes)))
+  if lanes > 1:
+    most = min(most, max(MIN_CHUNK, math.ceil(n / (lanes * CHUNKS_PER_LANE))))
+  size = min(chunk, n) if chunk else even_chunk(n, most)
   while True:
+    if not steps_per_call:
+      population.compile_initial(size)  # for the timed call; beside the call's own compilation
     compiled = population.compile_call(population.abstract(size), arrays, n_streams, capacity,
                                        rows)
-    waiting = (math.ceil(n / size) - 1) * size * state_mib
-    estimate = population_lib.call_bytes(compiled) / 2**20 + waiting
+    chunks = math.ceil(n / size)
+    running = min(lanes, chunks)
+    estimate = (running * population_lib.call_bytes(compiled) / 2**20
+                + (chunks - running) * size * state_mib)
     if chunk or estimate <= limit or size == 1:
       break
     size = even_chunk(n, max(1, min(size - 1, int(size * limit / estimate))))
   if not steps_per_call:
     steps_per_call = timed_steps(population, compiled, arrays, n_streams, largest, size,
-                                 math.ceil(n / size))
+                                 math.ceil(chunks / running))
   plan = Plan(population.batching, size, steps_per_call, capacity, round(estimate, 3),
-              round(limit, 3), round(state_mib, 6))
+              round(limit, 3), round(state_mib, 6), running)
   return plan, compiled
 
 
-def timed_steps(population, compiled, arrays, n_streams, largest, size, chunks) -> int:
-  """Steps per call so that a round over all chunks lasts at most about CALL_SECONDS."""
+def timed_steps(population, compiled, arrays, n_streams, largest, size, calls) -> int:
+  """Steps per call so that `calls` calls in a row last at most about CALL_SECONDS."""
   members = population_lib.pad_members(population.cohort.members, size)[0]
   state = population.initial(members)
-  routes = jnp.zeros((size, 3), jnp.int32)
-  index = jnp.zeros((n_streams, compiled.capacity, population.cohort.batch_size), jnp.int32)
-  slots = np.full(compiled.capacity, compiled.rows, np.int32)
+  routes, index, slots = jax.device_put((
+      np.zeros((size, 3), np.int32),
+      np.zeros((n_streams, compiled.capacity, population.cohort.batch_size), np.int32),
+      np.full(compiled.capacity, compiled.rows, np.int32)))
   seconds = []
   for _ in range(2):  # the first call also pays for first use
     start = time.perf_counter()
     state, _ = compiled(state, routes, arrays, index, slots, np.int32(1))
     jax.block_until_ready(state)
     seconds.append(time.perf_counter() - start)
-  return int(max(1, min(largest, CALL_SECONDS // (min(seconds) * chunks))))
+  return int(max(1, min(largest, CALL_SECONDS // (min(seconds) * calls))))

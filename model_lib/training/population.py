@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -95,7 +96,7 @@ class Population:
     self.tx = state_lib.direction(cohort.optimizer)
     self.factor = state_lib.schedule(cohort.optimizer, cohort.steps)
     self.example = task.example_inputs(arrays, min(2, cohort.batch_size))
-    self._init = {}
+    self._init: dict[int, Future] = {}
     self._model_hp = None
     self._metric_names: tuple[str, ...] = ()
 
@@ -113,14 +114,28 @@ class Population:
   def initial(self, members: Sequence[Member]) -> TrainState:
     """State of `members` at step 0, leaves [members, ...]."""
     hp = state_lib.stack_hp(members, self.model_hp())
-    keys = state_lib.seed_keys(members)
-    n = len(members)
-    if n not in self._init:
-      def create(args):
-        return state_lib.create(self.model, self.tx, self.example, *args)
-      self._init[n] = jax.jit(lambda hp, keys: jax.lax.map(create, (hp, keys))).lower(
-          hp, keys).compile(compiler_options=compile_options())
-    return self._init[n](hp, keys)
+    self.compile_initial(len(members))
+    return self._init[len(members)].result()(hp, state_lib.seed_keys(members))
+
+  def compile_initial(self, n: int) -> None:
+    """Begins to compile the initialization of n members, beside whatever the caller does next.
+
+    XLA compiles on one core; the training call can be compiled meanwhile.
+    """
+    if n in self._init:
+      return
+    members = [self.cohort.members[0]] * n
+    hp = state_lib.stack_hp(members, self.model_hp())
+
+    def create(args):
+      return state_lib.create(self.model, self.tx, self.example, *args)
+
+    # Traced here: what a thread traces would not see this thread's configuration.
+    lowered = jax.jit(lambda hp, keys: jax.lax.map(create, (hp, keys))).lower(
+        hp, state_lib.seed_keys(members))
+    pool = ThreadPoolExecutor(1, 'compile')
+    self._init[n] = pool.submit(lowered.compile, compiler_options=compile_options())
+    pool.shutdown(wait=False)
 
   def abstract(self, n: int) -> TrainState:
     """Shapes and dtypes of the state of n members."""

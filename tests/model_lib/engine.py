@@ -130,14 +130,14 @@ class Engine:
   def __init__(self, model: ModelSpec, *, chunk: int, k: int = 10, batching: str = 'map',
                steps: int = STEPS, optimizer: OptimizerSpec = OptimizerSpec(), streams: int = 1,
                log_every: int = 1, dtype=np.float32, arrays: Mapping | None = None, task=None,
-               evaluates: bool = True):
+               evaluates: bool = True, lanes: int = 1):
     self.arrays = arrays = images() if arrays is None else arrays
     self.task = task or Classification(127.0, 70.0)
     self.population = Population(
         cohort(model, members(1), steps, optimizer=optimizer),
         models.build(model.name, **model.arguments), self.task, arrays, batching)
     capacity = max(planning.MIN_CAPACITY, k)
-    self.plan = planning.Plan(batching, chunk, k, capacity, 0.0, 0.0, 0.0)
+    self.plan = planning.Plan(batching, chunk, k, capacity, 0.0, 0.0, 0.0, lanes)
     self.streams, self.log_every, self.dtype = streams, log_every, dtype
     abstract = cast_floats(self.population.abstract(chunk), dtype)
     rows = planning.record_rows(capacity, log_every)

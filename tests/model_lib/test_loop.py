@@ -173,7 +173,7 @@ def test_stopped_and_resumed(engine, tmp_path):
     with pytest.raises(loop.Preempted):
       start(engine, runs, fresh(engine, runs), 0, metrics, checkpoints=checkpoints, stop=stop,
             progress=lambda step, last: seen.append((step, last.shape)))
-    assert stop.acknowledged == 1 and seen == [(10, (2,)), (20, (2,))]
+    assert stop.acknowledged == 1 and seen == [(10, (3,)), (20, (3,))]
     lost = metrics.position
     metrics.write('arms', [0], 'train', [99], ['loss'], np.ones((1, 1, 1), np.float32))
     step, state, position = checkpoints.restore(engine.population.abstract(3), lambda p: None)

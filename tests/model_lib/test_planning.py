@@ -110,6 +110,30 @@ def test_a_plan_survives_its_file_and_gives_the_same_program(population):
   assert call_bytes(other) == call_bytes(call)
 
 
-def test_defaults():
+def test_lanes_share_the_members(monkeypatch):
+  """Under map each lane gets several chunks; what runs side by side counts in the estimate."""
+  monkeypatch.setenv('NPROC', '2')
+  mapped = Population(cohort(SMALL, members(N)), models.build('mlp', widths=(64,)),
+                      Classification(127.0, 70.0), images(), 'map')
+  plan, call = decide(mapped, steps_per_call=10, limit_mib=1000)
+  assert (plan.lanes, plan.chunk) == (2, 2)
+  state = plan.state_mib_per_member
+  own = call_bytes(call) / 2**20
+  assert plan.estimate_mib == pytest.approx(2 * own + 4 * 2 * state, abs=1e-3)
+  # A given chunk is taken as it is; with one chunk there is nothing to put side by side.
+  assert decide(mapped, steps_per_call=10, limit_mib=1000, chunk=N)[0].lanes == 1
+  assert decide(mapped, steps_per_call=10, limit_mib=1000, lanes=1)[0].chunk == N
+
+
+def test_a_plan_of_a_run_begun_without_lanes(population):
+  """config.json of such a run has no such field: its chunks go one after the other."""
+  recorded = dataclasses.asdict(decide(population, chunk=6, steps_per_call=7, limit_mib=1000)[0])
+  del recorded['lanes']
+  assert planning.Plan(**recorded).lanes == 1
+
+
+def test_defaults(monkeypatch):
+  monkeypatch.setenv('NPROC', '3')
+  assert (planning.default_lanes('map'), planning.default_lanes('vmap')) == (3, 1)
   assert planning.default_batching() == 'map'  # the tests run on a CPU
   assert 10 < planning.default_limit_mib() < 2**24

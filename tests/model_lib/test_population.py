@@ -55,6 +55,18 @@ def test_chunks_of_seven(reference, tmp_path):
     assert chunked.means(i) == (together.means(i) if evaluates else [])
 
 
+def test_chunks_side_by_side(reference, tmp_path):
+  """Three lanes over seven chunks of five, the last padded: the order in time changes no bit."""
+  model, _, together = reference
+  evaluates = model.name == 'mlp'
+  lanes = Engine(model, chunk=5, streams=STREAMS, evaluates=evaluates, lanes=3).train(
+      members(N), tmp_path)
+  assert lanes.lines == together.lines
+  for i in range(N):
+    assert lanes.leaves(i) == together.leaves(i)
+    assert lanes.means(i) == (together.means(i) if evaluates else [])
+
+
 @pytest.mark.parametrize('k', [1, 7, 50])
 @pytest.mark.parametrize('reference', ['mlp', pytest.param('vit', marks=pytest.mark.slow)],
                          indirect=True)
