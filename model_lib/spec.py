@@ -15,6 +15,7 @@ canonical form: named settings in alphabetical order, one space after a comma.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterable
 import dataclasses
 import difflib
@@ -77,7 +78,14 @@ def parse(text: str) -> Call:
 
 def nearest(name: str, names: Iterable[str]) -> str:
   """The ending of an error line: "; nearest: 'gelu', 'celu'", or '' when nothing is near."""
-  close = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
+  known = sorted(names)
+  close = difflib.get_close_matches(name, known, n=len(known) or 1, cutoff=0.5)
+  # By shared letters first, in any order: 'gelo' is as near to golu as to gelu, and nearer than
+  # to geglu. The sort is stable, so that equals stay in the order of the longest common runs.
+  count = collections.Counter(name)
+  close.sort(key=lambda other: -(count & collections.Counter(other)).total()
+             / max(len(name), len(other)))
+  close = close[:3]
   return '; nearest: ' + ', '.join(repr(other) for other in close) if close else ''
 
 

@@ -6,20 +6,52 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import inspect
+import math
 import sys
 import types
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from model_lib import spec as spec_lib
-from model_lib.activations.moments import Moments, gaussian_moments
+from model_lib.activations.moments import Moments, gaussian_moments, hermite_coefficients
 from model_lib.errors import UserError
 
 Kind = Literal['pointwise', 'statistics', 'gated']
 PER = ('layer', 'channel', 'unit')
 Points = tuple[float, ...]
+Interval = tuple[float, float]
+Monotone = Literal['', 'increasing', 'decreasing']
+Parity = Literal['', 'odd', 'even']
+DOMAIN = (-1e4, 1e4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+  """The allowed values of a setting; `str` says them as in "x must be above 0 and at most 1"."""
+
+  low: float = -math.inf
+  high: float = math.inf
+  low_open: bool = False
+  high_open: bool = False
+
+  def __contains__(self, value: float) -> bool:
+    return ((value > self.low if self.low_open else value >= self.low)
+            and (value < self.high if self.high_open else value <= self.high))
+
+  def __str__(self) -> str:
+    sides = []
+    if self.low > -math.inf:
+      sides.append(f'{"above" if self.low_open else "at least"} {self.low:g}')
+    if self.high < math.inf:
+      sides.append(f'{"below" if self.high_open else "at most"} {self.high:g}')
+    return ' and '.join(sides)
+
+
+POSITIVE = Bounds(0, low_open=True)
+_ANY = Bounds()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +74,8 @@ class Activation:
   Attributes:
     name: the registry's name.
     source: where the formula was taken from; `name@source` is the id.
-    spec: canonical spec string, without the settings that have their default value.
+    spec: canonical spec string, without the settings that have their default value. Where two
+      functions have one name, those that do not own it are called name@source.
     formula: as text, in x (and in `gate`, `value` for kind 'gated').
     paper: who proposed it.
     kind: 'pointwise'; 'statistics' (an entry depends on others of the same array); 'gated'
@@ -52,6 +85,11 @@ class Activation:
     kinks: where f' or f is discontinuous, at the parameters' first values.
     jumps: where f is discontinuous; also among the kinks.
     duplicates: registry names of the same function at the parameters' first values.
+    monotone: 'increasing' or 'decreasing', not strictly; '' where it is neither.
+    parity: 'odd' or 'even'; '' where it is neither.
+    domain: the interval in which the value and the first derivative are never nan, and are finite
+      in float32 wherever the true ones are below 3e38.
+    overflow: whether the true value leaves float32 inside the domain.
     function: the plain function; computes in the dtype it is given.
     scalar: the pointwise function that `moments` integrates: f itself; the gate function of a
       gated one; f under the population statistics (mean 0, variance 1) of a statistics one.
@@ -68,6 +106,10 @@ class Activation:
   kinks: Points
   jumps: Points
   duplicates: tuple[str, ...]
+  monotone: Monotone
+  parity: Parity
+  domain: Interval
+  overflow: bool
   function: Callable[..., jax.Array]
   scalar: Callable[..., jax.Array]
 
@@ -129,9 +171,18 @@ class Activation:
     shapes = {'layer': (), 'channel': tuple(shape[-1:]), 'unit': tuple(shape[1:])}
     return {p.name: jnp.full(shapes[p.per], p.init, jnp.float32) for p in self.parameters}
 
-  def moments(self) -> Moments:
-    """Moments under x ~ N(0, 1) with the parameters at their first values; cached."""
-    return _moments(self)
+  def moments(self, q: float = 1.0) -> Moments:
+    """Moments under x ~ N(0, q) with the parameters at their first values; cached."""
+    return _moments(self, float(q))
+
+  def spectrum(self, q: float = 1.0, degree: int = 64) -> np.ndarray:
+    """Hermite coefficients [degree + 1] of `scalar` under x ~ N(0, q); see `moments.py`."""
+    return hermite_coefficients(self.at_first_values(), self.kinks, self.jumps, q, degree)
+
+  def at_first_values(self) -> Callable[[jax.Array], jax.Array]:
+    """`scalar` as a function of x alone, the parameters at their first values."""
+    params = {parameter.name: parameter.init for parameter in self.parameters}
+    return lambda x: self.scalar(x, **params, **self.constants)
 
   def _broadcast(self, name: str, value: jax.Array | float, ndim: int, dtype) -> jax.Array:
     array = jnp.asarray(value).astype(dtype)
@@ -143,17 +194,15 @@ class Activation:
 
 
 @functools.lru_cache(maxsize=None)
-def _moments(activation: Activation) -> Moments:
-  params = {parameter.name: parameter.init for parameter in activation.parameters}
-  return gaussian_moments(
-      lambda x: activation.scalar(x, **params, **activation.constants),
-      activation.kinks, activation.jumps)
+def _moments(activation: Activation, q: float) -> Moments:
+  return gaussian_moments(activation.at_first_values(), activation.kinks, activation.jumps, q)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
   """What `register` was told; settings of a spec string turn it into an `Activation`."""
 
+  key: str  # the name, or name@source
   name: str
   source: str
   formula: str
@@ -165,8 +214,12 @@ class _Entry:
   constants: Mapping[str, float | bool | str]
   kinks: Callable[..., Points]
   jumps: Callable[..., Points]
+  monotone: Callable[..., Monotone]
+  parity: Callable[..., Parity]
+  domain: Callable[..., Interval]
+  overflow: Callable[..., bool]
   duplicates: tuple[str, ...]
-  positive: tuple[str, ...]
+  bounds: Mapping[str, Bounds]
   choices: Mapping[str, tuple[str, ...]]
 
 
@@ -181,11 +234,17 @@ def register(
     learnable: tuple[str, ...] = (),
     kinks: Points | Callable[..., Points] = (),
     jumps: Points | Callable[..., Points] = (),
+    monotone: Monotone | Callable[..., Monotone] = '',
+    parity: Parity | Callable[..., Parity] = '',
+    domain: Interval | Callable[..., Interval] = DOMAIN,
+    overflow: bool | Callable[..., bool] = False,
     duplicates: tuple[str, ...] = (),
     aliases: tuple[str, ...] = (),
     positive: tuple[str, ...] = (),
+    bounds: Mapping[str, Bounds] = types.MappingProxyType({}),
     choices: Mapping[str, tuple[str, ...]] = types.MappingProxyType({}),
     scalar: Callable[..., jax.Array] | None = None,
+    namesake_of: str | None = None,
 ) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
   """Decorator that enters a function under its own name and returns it unchanged.
 
@@ -198,39 +257,49 @@ def register(
     learnable: the settings that are learnable parameters; the others are constants.
     kinks: points, or a function from all settings (by name) to points.
     jumps: the same; every jump must also be a kink.
+    monotone: see `Activation`; it, and the next three, may be a function from all settings. A
+      fixed value must hold for every allowed setting.
+    parity: see `Activation`.
+    domain: see `Activation`.
+    overflow: see `Activation`.
     duplicates: names of the same function.
-    aliases: other names for this entry.
+    aliases: other names for this entry; one may be NAME@SOURCE.
     positive: the settings that must be above 0.
+    bounds: what the other settings are limited to.
     choices: allowed values of the settings that are words.
     scalar: the function to take moments of, where it is not the function itself.
+    namesake_of: the name that the function has in its source, where another function owns that
+      name here or nobody does: the entry is then called NAME@SOURCE and nothing else.
 
   Raises:
     ValueError: the name or an alias is taken.
   """
   def enter(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    name = function.__name__.rstrip('_')
+    key = f'{namesake_of}@{source}' if namesake_of else function.__name__.rstrip('_')
     settings = {key: parameter.default
                 for key, parameter in inspect.signature(function).parameters.items()
                 if parameter.default is not inspect.Parameter.empty}
     lines = (inspect.getdoc(function) or '').split('\n\n')
-    for taken in (name, *aliases):
+    for taken in (key, *aliases):
       if taken in _ENTRIES or taken in _ALIASES:
         raise ValueError(f'the activation {taken!r} is registered twice')
-    _ENTRIES[name] = _Entry(
-        name=name, source=source, kind=kind, function=function, scalar=scalar or function,
+    _ENTRIES[key] = _Entry(
+        key=key, name=namesake_of or key, source=source, kind=kind, function=function, scalar=scalar or function,
         formula=' '.join(lines[0].split()).rstrip('.'),
         paper=' '.join(lines[1].split()).rstrip('.') if len(lines) > 1 else '',
         learnable={key: settings[key] for key in learnable},
         constants={key: value for key, value in settings.items() if key not in learnable},
-        kinks=_points(kinks), jumps=_points(jumps),
-        duplicates=duplicates, positive=positive, choices=choices)
-    _ALIASES.update({alias: name for alias in aliases})
+        kinks=_of_settings(kinks), jumps=_of_settings(jumps), monotone=_of_settings(monotone),
+        parity=_of_settings(parity), domain=_of_settings(domain), overflow=_of_settings(overflow),
+        duplicates=duplicates, bounds={**dict.fromkeys(positive, POSITIVE), **bounds},
+        choices=choices)
+    _ALIASES.update({alias: key for alias in aliases})
     return function
   return enter
 
 
-def _points(points: Points | Callable[..., Points]) -> Callable[..., Points]:
-  return points if callable(points) else lambda **_: points
+def _of_settings(fact):
+  return fact if callable(fact) else lambda **_: fact
 
 
 def names() -> tuple[str, ...]:
@@ -245,6 +314,10 @@ def aliases() -> Mapping[str, str]:
 
 def get_activation(spec: str) -> Activation:
   """Looks an activation up.
+
+  Where several functions have one name in the literature, the name alone means the one that is
+  registered under it (telu is TanhExp, srelu the S-shaped one), and where no use is the settled
+  one (msilu) the source is required. Each is reachable as name@source.
 
   Args:
     spec: a name, an alias or name@source, with optional settings: 'gelu', 'celu(alpha=2)',
@@ -265,33 +338,51 @@ def get_activation(spec: str) -> Activation:
 @functools.lru_cache(maxsize=None)
 def _build(text: str) -> Activation:
   call = spec_lib.parse(text)
-  name, _, source = call.name.partition('@')
-  if name == 'glu_of':
+  if call.name == 'glu_of':
     return _glu_of(call)
-  entry = _ENTRIES.get(_ALIASES.get(name, name))
-  if entry is None:
-    known = [*_ENTRIES, *_ALIASES, 'glu_of']
-    raise UserError(f'unknown activation {name!r}{spec_lib.nearest(name, known)}')
-  if source and source != entry.source:
-    raise UserError(f'unknown activation {call.name!r}; the one here is '
-                    f'\'{entry.name}@{entry.source}\'')
+  entry = _find(call.name)
   if call.args:
-    raise UserError(f'activation {entry.name!r}: settings are given by name, as in '
-                    f'\'{entry.name}(KEY=VALUE)\'; it has {_keys(entry)}')
+    raise UserError(f'activation {entry.key!r}: settings are given by name, as in '
+                    f'\'{entry.key}(KEY=VALUE)\'; it has {_keys(entry)}')
   defaults = {**entry.learnable, **entry.constants, **({'per': 'layer'} if entry.learnable else {})}
   given = {key: _check(entry, defaults, key, value) for key, value in call.kwargs}
   settings = {**defaults, **given}
   per = settings.pop('per', None)
   changed = tuple((key, value) for key, value in sorted(given.items()) if value != defaults[key])
   return Activation(
-      name=entry.name, source=entry.source, spec=str(spec_lib.Call(entry.name, (), changed)),
+      name=entry.name, source=entry.source, spec=str(spec_lib.Call(entry.key, (), changed)),
       formula=entry.formula, paper=entry.paper, kind=entry.kind,
       parameters=tuple(Parameter(key, settings[key], per) for key in entry.learnable),
       constants=types.MappingProxyType({key: settings[key] for key in entry.constants}),
       kinks=entry.kinks(**settings), jumps=entry.jumps(**settings),
+      monotone=entry.monotone(**settings), parity=entry.parity(**settings),
+      domain=entry.domain(**settings), overflow=entry.overflow(**settings),
       # Another value of a setting is another function, which nobody has compared.
       duplicates=() if any(key != 'per' for key, _ in changed) else entry.duplicates,
       function=entry.function, scalar=entry.scalar)
+
+
+def _find(text: str) -> _Entry:
+  """The entry of a name, an alias or name@source.
+
+  A name alone means the function that owns it; where nobody does, the source is required.
+  """
+  name, _, source = text.partition('@')
+  for key in (text, name):
+    entry = _ENTRIES.get(_ALIASES.get(key, key))
+    if entry and (key == text or source == entry.source):
+      return entry
+  ids = [key for key in (*_ENTRIES, *_ALIASES) if key.startswith(f'{name}@')]
+  if entry:
+    ids.append(f'{entry.key}@{entry.source}')
+  if ids and not source:
+    raise UserError(f'activation {name!r} has a different formula in each source: '
+                    f'write {" or ".join(sorted(ids))}')
+  if ids:
+    known = ', '.join(repr(key) for key in sorted(ids))
+    raise UserError(f'unknown activation {text!r}; those of that name here: {known}')
+  known = [*_ENTRIES, *_ALIASES, 'glu_of']
+  raise UserError(f'unknown activation {name!r}{spec_lib.nearest(name, known)}')
 
 
 def _glu_of(call: spec_lib.Call) -> Activation:
@@ -305,7 +396,8 @@ def _glu_of(call: spec_lib.Call) -> Activation:
       name='glu_of', source='shazeer2020', spec=f'glu_of({gate.spec})',
       formula=f'g(gate) * value, g(x) = {gate.formula}',
       paper='Shazeer 2020, arXiv 2002.05202', kind='gated', parameters=gate.parameters,
-      constants=gate.constants, kinks=gate.kinks, jumps=gate.jumps,
+      constants=gate.constants, kinks=gate.kinks, jumps=gate.jumps, monotone='', parity='',
+      domain=gate.domain, overflow=gate.overflow,
       duplicates=tuple(other for other, entry in sorted(_ENTRIES.items())
                        if entry.kind == 'gated' and entry.scalar is gate.function
                        and gate.spec == gate.name),
@@ -320,7 +412,7 @@ def _keys(entry: _Entry) -> str:
 
 def _check(entry: _Entry, defaults: Mapping[str, object], key: str, value: object) -> object:
   """The value of one setting in its own type, or one line that says what is allowed."""
-  where = f'activation {entry.name!r}: '
+  where = f'activation {entry.key!r}: '
   if key not in defaults:
     raise UserError(f'{where}no setting {key!r}; it has {_keys(entry)}'
                     f'{spec_lib.nearest(key, defaults)}')
@@ -336,6 +428,6 @@ def _check(entry: _Entry, defaults: Mapping[str, object], key: str, value: objec
   if (isinstance(value, bool) or not isinstance(value, (int, float))
       or not abs(value) <= sys.float_info.max):
     raise UserError(f'{where}{key} must be a finite number, not {value}')
-  if key in entry.positive and value <= 0:
-    raise UserError(f'{where}{key} must be above 0, not {value}')
+  if value not in entry.bounds.get(key, _ANY):
+    raise UserError(f'{where}{key} must be {entry.bounds[key]}, not {value}')
   return float(value)
