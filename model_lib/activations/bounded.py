@@ -16,43 +16,43 @@ from model_lib.activations.numerics import EXPONENT_LIMIT, split_at_zero
 from model_lib.activations.registry import register
 
 
-@register(source='jax', aliases=('linear',))
+@register(source='jax', aliases=('linear',), monotone='increasing', parity='odd')
 def identity(x: jax.Array) -> jax.Array:
   """x."""
   return x
 
 
-@register(source='jax', aliases=('logistic',))
+@register(source='jax', aliases=('logistic',), monotone='increasing')
 def sigmoid(x: jax.Array) -> jax.Array:
   """1 / (1 + e^-x)."""
   return jax.nn.sigmoid(x)
 
 
-@register(source='jax')
+@register(source='jax', monotone='increasing', parity='odd')
 def tanh(x: jax.Array) -> jax.Array:
   """tanh(x)."""
   return jnp.tanh(x)
 
 
-@register(source='jax', kinks=(-3.0, 3.0))
+@register(source='jax', kinks=(-3.0, 3.0), monotone='increasing')
 def hard_sigmoid(x: jax.Array) -> jax.Array:
   """min(max(x + 3, 0), 6) / 6; the slope is 1/6 (old Keras: 0.2)."""
   return jax.nn.hard_sigmoid(x)
 
 
-@register(source='jax', kinks=(-1.0, 1.0))
+@register(source='jax', kinks=(-1.0, 1.0), monotone='increasing', parity='odd')
 def hard_tanh(x: jax.Array) -> jax.Array:
   """min(max(x, -1), 1)."""
   return jax.nn.hard_tanh(x)
 
 
-@register(source='jax', kinks=(-1.0, 1.0))
+@register(source='jax', kinks=(-1.0, 1.0), monotone='increasing')
 def sparse_sigmoid(x: jax.Array) -> jax.Array:
   """min(max(x + 1, 0), 2) / 2, the derivative of sparse_plus."""
   return jax.nn.sparse_sigmoid(x)
 
 
-@register(source='kunc2024')
+@register(source='kunc2024', monotone='increasing', parity='odd')
 def lecun_tanh(x: jax.Array) -> jax.Array:
   """1.7159 tanh(2x / 3).
 
@@ -61,7 +61,8 @@ def lecun_tanh(x: jax.Array) -> jax.Array:
   return 1.7159 * jnp.tanh(x * (2 / 3))
 
 
-@register(source='kunc2024', kinks=(0.0,))
+@register(source='kunc2024', kinks=(0.0,),
+          monotone=lambda slope: 'increasing' if slope >= 0 else '')
 def penalized_tanh(x: jax.Array, slope: float = 0.25) -> jax.Array:
   """tanh(x) for x > 0, slope tanh(x) for x <= 0.
 
@@ -71,13 +72,13 @@ def penalized_tanh(x: jax.Array, slope: float = 0.25) -> jax.Array:
   return jnp.where(x > 0, y, slope * y)
 
 
-@register(source='jax', aliases=('softsign',))
+@register(source='jax', aliases=('softsign',), monotone='increasing', parity='odd')
 def soft_sign(x: jax.Array) -> jax.Array:
   """x / (1 + |x|)."""
   return x / (1 + jnp.abs(x))
 
 
-@register(source='kunc2024')
+@register(source='kunc2024', monotone='increasing')
 def elliott(x: jax.Array) -> jax.Array:
   """x / (2 (1 + |x|)) + 1/2.
 
@@ -88,19 +89,19 @@ def elliott(x: jax.Array) -> jax.Array:
   return jnp.where(x < 0, half, 1 - half)
 
 
-@register(source='kunc2024')
+@register(source='kunc2024', monotone='increasing', parity='odd')
 def arctan(x: jax.Array) -> jax.Array:
   """arctan(x)."""
   return jnp.arctan(x)
 
 
-@register(source='jax')
+@register(source='jax', monotone='increasing', parity='odd')
 def erf(x: jax.Array) -> jax.Array:
   """erf(x)."""
   return lax.erf(x)
 
 
-@register(source='kunc2024', positive=('alpha',))
+@register(source='kunc2024', positive=('alpha',), monotone='increasing', parity='odd')
 def isru(x: jax.Array, alpha: float = 1.0) -> jax.Array:
   """x / sqrt(1 + alpha x^2).
 
@@ -109,7 +110,7 @@ def isru(x: jax.Array, alpha: float = 1.0) -> jax.Array:
   return x * lax.rsqrt(1 + alpha * jnp.square(x))
 
 
-@register(source='kunc2024')
+@register(source='kunc2024', monotone='increasing', parity='odd')
 def sqnl(x: jax.Array) -> jax.Array:
   """x - x |x| / 4 for |x| <= 2, sign(x) beyond.
 
@@ -119,19 +120,19 @@ def sqnl(x: jax.Array) -> jax.Array:
   return inside - 0.25 * inside * jnp.abs(inside)
 
 
-@register(source='kunc2024', aliases=('gompertz', 'gumbel_cdf'))
+@register(source='kunc2024', aliases=('gompertz', 'gumbel_cdf'), monotone='increasing')
 def loglog(x: jax.Array) -> jax.Array:
   """exp(-e^-x)."""
   return jnp.exp(-jnp.exp(jnp.minimum(-x, EXPONENT_LIMIT)))
 
 
-@register(source='standard')
+@register(source='standard', monotone='increasing')
 def cloglog(x: jax.Array) -> jax.Array:
   """1 - exp(-e^x), the complementary log-log curve."""
   return -jnp.expm1(-jnp.exp(jnp.minimum(x, EXPONENT_LIMIT)))
 
 
-@register(source='ma2022', positive=('sigma',))
+@register(source='ma2022', positive=('sigma',), monotone='increasing')
 def laplace_mega(x: jax.Array, mu: float = 0.707107, sigma: float = 0.282095) -> jax.Array:
   """(1 + erf((x - mu) / (sigma sqrt 2))) / 2.
 
@@ -140,13 +141,13 @@ def laplace_mega(x: jax.Array, mu: float = 0.707107, sigma: float = 0.282095) ->
   return 0.5 * lax.erfc((mu - x) / (sigma * math.sqrt(2)))
 
 
-@register(source='standard')
+@register(source='standard', parity='even')
 def gaussian(x: jax.Array) -> jax.Array:
   """e^(-x^2)."""
   return jnp.exp(-jnp.square(x))
 
 
-@register(source='standard', positive=('omega',))
+@register(source='standard', positive=('omega',), parity='odd')
 def sin(x: jax.Array, omega: float = 1.0) -> jax.Array:
   """sin(omega x).
 
@@ -157,7 +158,7 @@ def sin(x: jax.Array, omega: float = 1.0) -> jax.Array:
   return jnp.sin(omega * x)
 
 
-@register(source='standard')
+@register(source='standard', parity='even')
 def sinc(x: jax.Array) -> jax.Array:
   """sin(x) / x (not normalized by pi), 1 at 0."""
   return unnormalized_sinc(x)
@@ -174,13 +175,13 @@ def unnormalized_sinc(x: jax.Array) -> jax.Array:
   return jnp.where(small, 1 + series, jnp.sin(far) / far)
 
 
-@register(source='jax', aliases=('arcsinh',))
+@register(source='jax', aliases=('arcsinh',), monotone='increasing', parity='odd')
 def asinh(x: jax.Array) -> jax.Array:
   """asinh(x)."""
   return jnp.arcsinh(x)
 
 
-@register(source='standard')
+@register(source='standard', monotone='increasing', parity='odd')
 def symlog(x: jax.Array) -> jax.Array:
   """sign(x) ln(1 + |x|).
 

@@ -20,7 +20,7 @@ _SERLU_SCALE, _SERLU_ALPHA = 1.07862, 2.90427
 
 
 @register(source='jax', kinks=lambda alpha: () if alpha == 1 else (0.0,), positive=('alpha',),
-          duplicates=('celu',))
+          duplicates=('celu',), monotone='increasing')
 def elu(x: jax.Array, alpha: float = 1.0) -> jax.Array:
   """x for x > 0, alpha (e^x - 1) for x <= 0.
 
@@ -29,7 +29,7 @@ def elu(x: jax.Array, alpha: float = 1.0) -> jax.Array:
   return jax.nn.elu(x, alpha)
 
 
-@register(source='jax', kinks=(0.0,))
+@register(source='jax', kinks=(0.0,), monotone='increasing')
 def selu(x: jax.Array) -> jax.Array:
   """1.0507 x for x > 0, 1.0507 * 1.6733 (e^x - 1) for x <= 0.
 
@@ -38,7 +38,7 @@ def selu(x: jax.Array) -> jax.Array:
   return _SELU_SCALE * jax.nn.elu(x, _SELU_ALPHA)
 
 
-@register(source='jax', positive=('alpha',), duplicates=('elu',))
+@register(source='jax', positive=('alpha',), duplicates=('elu',), monotone='increasing')
 def celu(x: jax.Array, alpha: float = 1.0) -> jax.Array:
   """max(x, 0) + min(0, alpha (e^(x / alpha) - 1)).
 
@@ -57,7 +57,7 @@ def serlu(x: jax.Array) -> jax.Array:
   return _SERLU_SCALE * jnp.where(x < 0, _SERLU_ALPHA * left * jnp.exp(left), right)
 
 
-@register(source='kunc2024', positive=('alpha',))
+@register(source='kunc2024', positive=('alpha',), monotone='increasing')
 def isrlu(x: jax.Array, alpha: float = 1.0) -> jax.Array:
   """x for x >= 0, x / sqrt(1 + alpha x^2) for x < 0.
 
@@ -77,7 +77,7 @@ def elish(x: jax.Array) -> jax.Array:
   return jnp.where(x < 0, jnp.expm1(left), right) * jax.nn.sigmoid(x)
 
 
-@register(source='jax')
+@register(source='jax', monotone='increasing')
 def softplus(x: jax.Array) -> jax.Array:
   """ln(1 + e^x).
 
@@ -86,7 +86,7 @@ def softplus(x: jax.Array) -> jax.Array:
   return jax.nn.softplus(x)
 
 
-@register(source='schutt2017')
+@register(source='schutt2017', monotone='increasing')
 def shifted_softplus(x: jax.Array) -> jax.Array:
   """ln(1 + e^x) - ln 2 = ln(1/2 + e^x / 2).
 
@@ -99,7 +99,7 @@ def shifted_softplus(x: jax.Array) -> jax.Array:
                    jax.nn.softplus(x) - math.log(2))
 
 
-@register(source='jax', positive=('b',))
+@register(source='jax', positive=('b',), monotone='increasing')
 def squareplus(x: jax.Array, b: float = 4.0) -> jax.Array:
   """(x + sqrt(x^2 + b)) / 2.
 
@@ -111,19 +111,19 @@ def squareplus(x: jax.Array, b: float = 4.0) -> jax.Array:
   return jnp.where(x < 0, 0.5 * b / (root - left), 0.5 * (right + root))
 
 
-@register(source='jax')
+@register(source='jax', monotone='increasing')
 def sparse_plus(x: jax.Array) -> jax.Array:
   """0 for x <= -1, (x + 1)^2 / 4 between, x for x >= 1."""
   return jax.nn.sparse_plus(x)
 
 
-@register(source='jax')
+@register(source='jax', monotone='increasing')
 def log_sigmoid(x: jax.Array) -> jax.Array:
   """-ln(1 + e^-x)."""
   return jax.nn.log_sigmoid(x)
 
 
-@register(source='kunc2024')
+@register(source='kunc2024', monotone='increasing')
 def bent_identity(x: jax.Array) -> jax.Array:
   """(sqrt(x^2 + 1) - 1) / 2 + x."""
   square = jnp.square(x)

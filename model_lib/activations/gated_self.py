@@ -148,13 +148,13 @@ def pflu(x: jax.Array) -> jax.Array:
   return 0.5 * x * jnp.where(x < 0, 1 / (root * (root - left)), 1 + right / root)
 
 
-@register(source='kunc2024', positive=('alpha',))
+@register(source='kunc2024', positive=('alpha',), parity='even')
 def sgelu(x: jax.Array, alpha: float = 1.0) -> jax.Array:
   """alpha x erf(x / sqrt 2)."""
   return alpha * x * lax.erf(x * math.sqrt(0.5))
 
 
-@register(source='kunc2024')
+@register(source='kunc2024', parity='even')
 def lisht(x: jax.Array) -> jax.Array:
   """x tanh(x).
 
@@ -172,7 +172,7 @@ def phish(x: jax.Array) -> jax.Array:
   return x * jnp.tanh(jax.nn.gelu(x, approximate=False))
 
 
-@register(source='kunc2024')
+@register(source='kunc2024', parity='odd')
 def gcu(x: jax.Array) -> jax.Array:
   """x cos(x).
 
@@ -181,7 +181,7 @@ def gcu(x: jax.Array) -> jax.Array:
   return x * jnp.cos(x)
 
 
-@register(source='kunc2024')
+@register(source='kunc2024', parity='even')
 def asu(x: jax.Array) -> jax.Array:
   """x sin(x)."""
   return x * jnp.sin(x)

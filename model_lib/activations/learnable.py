@@ -19,7 +19,8 @@ from model_lib.activations.numerics import EXPONENT_LIMIT
 from model_lib.activations.registry import register
 
 
-@register(source='torch', learnable=('slope',), kinks=(0.0,))
+@register(source='torch', learnable=('slope',), kinks=(0.0,),
+          monotone=lambda slope: 'increasing' if slope >= 0 else '')
 def prelu(x: jax.Array, slope: float | jax.Array = 0.25) -> jax.Array:
   """x for x >= 0, slope x for x < 0.
 
@@ -67,7 +68,7 @@ def acon_c(
   return scaled * jax.nn.sigmoid(beta * scaled) + p2 * x
 
 
-@register(source='ziyin2020', learnable=('a',))
+@register(source='ziyin2020', learnable=('a',), monotone='increasing')
 def snake(x: jax.Array, a: float | jax.Array = 1.0) -> jax.Array:
   """x + sin(a x)^2 / a, and x for a = 0.
 
@@ -114,7 +115,8 @@ def coslu(x: jax.Array, a: float | jax.Array = 1.0, b: float | jax.Array = 1.0) 
 
 
 @register(source='zhuo2024', learnable=('w1', 'w2', 'w3', 'bias'),
-          kinks=lambda w1, **_: () if w1 == 0 else (0.0,))
+          kinks=lambda w1, **_: () if w1 == 0 else (0.0,),
+          monotone=lambda w1, w2, w3, bias: 'increasing' if min(w1, w2, w3) >= 0 else '')
 def polyrelu(
     x: jax.Array, w1: float | jax.Array = 1 / 3, w2: float | jax.Array = 1 / 3,
     w3: float | jax.Array = 1 / 3, bias: float | jax.Array = 0.0,

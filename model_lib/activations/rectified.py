@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from model_lib.activations.registry import register
 
 
-@register(source='jax', kinks=(0.0,))
+@register(source='jax', kinks=(0.0,), monotone='increasing')
 def relu(x: jax.Array) -> jax.Array:
   """max(x, 0).
 
@@ -22,7 +22,7 @@ def relu(x: jax.Array) -> jax.Array:
   return jax.nn.relu(x)
 
 
-@register(source='jax', kinks=(0.0, 6.0))
+@register(source='jax', kinks=(0.0, 6.0), monotone='increasing')
 def relu6(x: jax.Array) -> jax.Array:
   """min(max(x, 0), 6).
 
@@ -31,7 +31,7 @@ def relu6(x: jax.Array) -> jax.Array:
   return jax.nn.relu6(x)
 
 
-@register(source='jax', kinks=(0.0,))
+@register(source='jax', kinks=(0.0,), monotone=lambda slope: 'increasing' if slope >= 0 else '')
 def leaky_relu(x: jax.Array, slope: float = 0.01) -> jax.Array:
   """x for x >= 0, slope x for x < 0.
 
@@ -40,13 +40,14 @@ def leaky_relu(x: jax.Array, slope: float = 0.01) -> jax.Array:
   return jax.nn.leaky_relu(x, slope)
 
 
-@register(source='kunc2024', kinks=(0.0,), aliases=('very_leaky_relu', 'vlrelu'))
+@register(source='kunc2024', kinks=(0.0,), aliases=('very_leaky_relu', 'vlrelu'),
+          monotone='increasing')
 def very_leaky(x: jax.Array) -> jax.Array:
   """x for x >= 0, x / 3 for x < 0."""
   return jax.nn.leaky_relu(x, 1 / 3)
 
 
-@register(source='kunc2024', kinks=(-1.0,))
+@register(source='kunc2024', kinks=(-1.0,), monotone='increasing')
 def shifted_relu(x: jax.Array) -> jax.Array:
   """max(x, -1).
 
@@ -55,7 +56,7 @@ def shifted_relu(x: jax.Array) -> jax.Array:
   return jnp.maximum(x, -1)
 
 
-@register(source='kunc2024', aliases=('squared_relu', 'relu^2'))
+@register(source='kunc2024', aliases=('squared_relu', 'relu^2'), monotone='increasing')
 def relu_squared(x: jax.Array) -> jax.Array:
   """max(x, 0)^2.
 
@@ -64,7 +65,8 @@ def relu_squared(x: jax.Array) -> jax.Array:
   return jnp.square(jax.nn.relu(x))
 
 
-@register(source='kunc2024')
+@register(source='kunc2024',
+          monotone=lambda scale, **_: 'increasing' if scale >= 0 else 'decreasing')
 def star_relu(x: jax.Array, scale: float = 0.8944, shift: float = -0.4472) -> jax.Array:
   """scale max(x, 0)^2 + shift, both fixed: mean 0 and variance 1 under N(0, 1).
 
@@ -73,13 +75,13 @@ def star_relu(x: jax.Array, scale: float = 0.8944, shift: float = -0.4472) -> ja
   return scale * jnp.square(jax.nn.relu(x)) + shift
 
 
-@register(source='standard', kinks=(0.0,))
+@register(source='standard', kinks=(0.0,), parity='even')
 def abs_(x: jax.Array) -> jax.Array:
   """|x|; the derivative at 0 is 0."""
   return jnp.abs(x)
 
 
-@register(source='kunc2024', kinks=(0.0,), positive=('beta',))
+@register(source='kunc2024', kinks=(0.0,), positive=('beta',), monotone='increasing')
 def nlrelu(x: jax.Array, beta: float = 1.0) -> jax.Array:
   """ln(1 + beta max(x, 0)).
 
@@ -89,20 +91,21 @@ def nlrelu(x: jax.Array, beta: float = 1.0) -> jax.Array:
 
 
 @register(source='torch', kinks=lambda threshold: (-threshold, threshold),
-          jumps=lambda threshold: (-threshold, threshold), positive=('threshold',))
+          jumps=lambda threshold: (-threshold, threshold), positive=('threshold',),
+          monotone='increasing', parity='odd')
 def hard_shrink(x: jax.Array, threshold: float = 0.5) -> jax.Array:
   """x for |x| > threshold, else 0."""
   return jnp.where(jnp.abs(x) <= threshold, 0, x)
 
 
 @register(source='torch', kinks=lambda threshold: (-threshold, threshold),
-          positive=('threshold',))
+          positive=('threshold',), monotone='increasing', parity='odd')
 def soft_shrink(x: jax.Array, threshold: float = 0.5) -> jax.Array:
   """sign(x) max(|x| - threshold, 0)."""
   return x - jnp.clip(x, -threshold, threshold)
 
 
-@register(source='torch')
+@register(source='torch', monotone='increasing', parity='odd')
 def tanh_shrink(x: jax.Array) -> jax.Array:
   """x - tanh(x)."""
   near = jnp.abs(x) < 0.25
