@@ -51,6 +51,9 @@ class Clone:
     return done.returncode, calls, done.stdout, done.stderr
 
 
+FAST = '-m pytest -m not slow and not benchmark -n 2 --dist loadfile'
+
+
 @pytest.fixture
 def clone(tmp_path):
   return Clone(tmp_path)
@@ -67,8 +70,8 @@ def test_first_call_installs_and_second_does_not(clone):
   assert code == 5 and 'stand-in summary' in stdout
   assert calls[0] == '-m venv .venv'
   assert len(installs(calls, 'test')) == 1 and len(installs(calls, 'parity')) == 1
-  assert calls[-1] == '-m pytest -m not slow and not benchmark'
-  assert clone.run('test.sh')[1] == ['-m pytest -m not slow and not benchmark']
+  assert calls[-1] == FAST
+  assert clone.run('test.sh')[1] == [FAST]
 
 
 @pytest.mark.parametrize('path', ['setup.cfg', 'launch/constraints.txt'])
@@ -88,8 +91,7 @@ def test_a_moved_clone_installs_again(clone):
 
 def test_arguments_reach_pytest(clone):
   clone.run('test.sh')
-  assert clone.run('test.sh', '-k', 'a or b')[1] == [
-    '-m pytest -m not slow and not benchmark -k a or b']
+  assert clone.run('test.sh', '-k', 'a or b')[1] == [f'{FAST} -k a or b']
   assert clone.run('test.sh', '--all')[1] == ['-m pytest']
   assert clone.run('test.sh', '--all', '-x')[1] == ['-m pytest -x']
 
