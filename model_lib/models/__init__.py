@@ -3,6 +3,9 @@
 `build('mlp', widths=(64, 64), activation='gelu')` gives a Linen module, to be called as
 `module.apply(variables, x, train=..., mutable=[...])`. Collections: `params`; `hp`, the swept
 numbers (`models.hyper`); `batch_stats`, where a norm has state.
+
+`overrides=('blocks.0-3.mlp: relu^2', 'blocks.*.norm: rms')` puts something else at some places
+(`models.overrides` has the grammar); `sites(model)` lists the places and what stands there.
 """
 
 from __future__ import annotations
@@ -26,8 +29,8 @@ def build(name: str, **kwargs):
     A Linen module.
 
   Raises:
-    UserError: an unknown name, attribute, activation, norm or parametrization (the message
-      names the nearest), or an impossible value.
+    UserError: an unknown name, attribute, activation, norm, parametrization or path (the
+      message names the nearest), an impossible value, or a combination that makes no sense.
   """
   if name not in NAMES:
     raise UserError(f'unknown model {name!r}{nearest(str(name), NAMES)}; '
@@ -41,8 +44,19 @@ def build(name: str, **kwargs):
                       f'it has: {", ".join(defaults)}')
   values = {key: tuple(value) if isinstance(value, list) else value
             for key, value in {**defaults, **kwargs}.items()}
-  _check(name, values, defaults)
-  return cls(**values)
+  _check_values(name, values, defaults)
+  model = cls(**values)
+  _check_sites(name, model)
+  return model
+
+
+def sites(model):
+  """The places of a model where an activation or a norm stands (`models.site.Site`).
+
+  Each has a `path`, a `kind` and the `spec` of what stands there, overrides included.
+  """
+  from model_lib.models import overrides
+  return overrides.resolved(model)
 
 
 def _classes():
@@ -51,25 +65,32 @@ def _classes():
   return {'mlp': mlp.MLP, 'vit': vit.ViT, 'gpt': gpt.GPT}
 
 
-def _check(name: str, values: dict, defaults: dict) -> None:
-  from model_lib.models.activation_layer import consumer_gains
-  from model_lib.normalization import block
-
+def _check_values(name: str, values: dict, defaults: dict) -> None:
+  """Types and ranges of the attributes, each on its own."""
   for key, value in values.items():
-    kind = type(defaults[key])
-    if type(value) is not kind:
-      raise UserError(f'{name}: {key} must be {_KINDS[kind]}, not {value!r}')
-    numbers = value if kind is tuple else (value,) if kind is int else ()
-    if any(type(number) is not int or number < 1 for number in numbers):
+    kind = _STRINGS if key == 'overrides' else type(defaults[key])
+    items = value if isinstance(value, tuple) else (value,)
+    of = {tuple: int, _STRINGS: str}.get(kind, kind)
+    if (isinstance(value, tuple) != (kind in (tuple, _STRINGS))
+        or any(type(item) is not of or (of is int and item < 1) for item in items)):
       raise UserError(f'{name}: {key} must be {_KINDS[kind]}, not {value!r}')
   if values.get('dim', 0) % values.get('heads', 1):
     raise UserError(f'{name}: dim={values["dim"]} is not divisible by heads={values["heads"]}')
-  placed = block(values['norm'], values['parametrization'])
-  if name == 'gpt' and not placed.norm.causal:
-    raise UserError(f'gpt: the norm {placed.norm.name} lets a position see later ones '
-                    f'(statistics over {placed.norm.statistics})')
-  consumer_gains(values['activation'], values['init_gain'])
 
 
+def _check_sites(name: str, model) -> None:
+  """What the strings name, and whether it fits where it stands."""
+  from model_lib.models.activation_layer import consumer_gains
+  from model_lib.models.site import ACTIVATION, check
+  from model_lib.parametrization import get_parametrization
+
+  get_parametrization(model.parametrization)
+  resolved = sites(model)
+  check(name, resolved)
+  for spec in dict.fromkeys(site.spec for site in resolved if site.kind == ACTIVATION):
+    consumer_gains(spec, model.init_gain)
+
+
+_STRINGS = 'strings'
 _KINDS = {int: 'an integer >= 1', tuple: 'a list of integers >= 1', str: 'a string',
-          bool: 'True or False'}
+          bool: 'True or False', _STRINGS: 'a list of strings such as \'blocks.*.norm: rms\''}

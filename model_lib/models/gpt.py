@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from model_lib.errors import UserError
+from model_lib.models import overrides
 from model_lib.models.embedding import Table
 from model_lib.models.linear import Linear
-from model_lib.models.transformer import Transformer
+from model_lib.models.site import Site
+from model_lib.models.transformer import Transformer, stack_sites
 
 
 class GPT(nn.Module):
@@ -32,6 +36,11 @@ class GPT(nn.Module):
   norm: str = 'pre:layer'
   init_gain: bool = True
   parametrization: str = 'sp'
+  overrides: Sequence[str] = ()
+
+  def sites(self) -> tuple[Site, ...]:
+    """What stands where without the overrides."""
+    return stack_sites(self.depth, self.dim, True, self.activation, self.norm)
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -41,8 +50,8 @@ class GPT(nn.Module):
     embedding = Table(self.vocab, self.dim, 'embedding', self.parametrization, name='embedding')()
     position = Table(self.length, self.dim, 'position', self.parametrization, name='position')()
     x_btd = embedding[x] + position[None, :x.shape[1]]
-    x_btd = Transformer(self.depth, self.heads, self.mlp_ratio, True, self.activation,
-                        self.norm, self.init_gain, self.parametrization,
+    x_btd = Transformer(self.depth, self.heads, self.mlp_ratio, True,
+                        overrides.specs(self), self.init_gain, self.parametrization,
                         name='blocks')(x_btd, train)
     return Linear(self.vocab, 'readout', parametrization=self.parametrization,
                   name='head')(x_btd)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from model_lib.errors import UserError
+from model_lib.models import overrides
 from model_lib.models.embedding import Table
 from model_lib.models.linear import Linear
-from model_lib.models.transformer import Transformer
+from model_lib.models.site import Site
+from model_lib.models.transformer import Transformer, stack_sites
 
 
 def patches(images: jax.Array, size: int) -> jax.Array:
@@ -43,6 +47,11 @@ class ViT(nn.Module):
   norm: str = 'pre:layer'
   init_gain: bool = True
   parametrization: str = 'sp'
+  overrides: Sequence[str] = ()
+
+  def sites(self) -> tuple[Site, ...]:
+    """What stands where without the overrides."""
+    return stack_sites(self.depth, self.dim, False, self.activation, self.norm)
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -51,8 +60,8 @@ class ViT(nn.Module):
     position = Table(x_btd.shape[1], self.dim, 'position', self.parametrization,
                      name='position')()
     x_btd = x_btd + position.astype(x_btd.dtype)[None]
-    x_btd = Transformer(self.depth, self.heads, self.mlp_ratio, False, self.activation,
-                        self.norm, self.init_gain, self.parametrization,
+    x_btd = Transformer(self.depth, self.heads, self.mlp_ratio, False,
+                        overrides.specs(self), self.init_gain, self.parametrization,
                         name='blocks')(x_btd, train)
     x_bd = jnp.mean(x_btd, axis=1)
     return Linear(self.num_classes, 'readout', parametrization=self.parametrization,

@@ -1,0 +1,89 @@
+"""Overrides by path: what a pattern matches, what a value means, and the error lines."""
+
+from __future__ import annotations
+
+import pytest
+
+from model_lib.errors import UserError
+from model_lib.models import overrides
+from model_lib.models.site import Site, summary
+
+SITES = (
+  Site('stem.norm', 'norm', 'batch'),
+  *(Site(f'blocks.{i}.{part}', kind, spec) for i in range(5) for part, kind, spec in (
+    ('attention.norm', 'placement', 'post:layer'),
+    ('mlp.norm', 'placement', 'post:layer'),
+    ('mlp.activation', 'activation', 'gelu'))),
+  Site('final.norm', 'norm', 'layer'))
+
+
+def _changed(*texts: str) -> dict[str, str]:
+  after = overrides.apply(SITES, texts)
+  assert [(a.path, a.kind) for a in after] == [(b.path, b.kind) for b in SITES]
+  return {a.path: a.spec for a, b in zip(after, SITES, strict=True) if a.spec != b.spec}
+
+
+@pytest.mark.parametrize('text, expected', [
+  ('blocks.0-1.mlp: relu^2', {f'blocks.{i}.mlp.activation': 'relu^2' for i in (0, 1)}),
+  ('blocks.4: relu', {'blocks.4.mlp.activation': 'relu'}),
+  ('blocks.*.mlp.activation: relu', {f'blocks.{i}.mlp.activation': 'relu' for i in range(5)}),
+  ('activation: relu', {f'blocks.{i}.mlp.activation': 'relu' for i in range(5)}),
+  # A norm keeps the place, a placement changes it, and neither is an activation.
+  ('blocks.3: rms', {f'blocks.3.{part}.norm': 'post:rms' for part in ('attention', 'mlp')}),
+  ('blocks.3.mlp: pre:rms(eps=1e-6)', {'blocks.3.mlp.norm': 'pre:rms(eps=1e-6)'}),
+  ('blocks.2-2.attention.norm: none', {'blocks.2.attention.norm': 'post:none'}),
+  # A placement stands at no site of a norm alone.
+  ('norm: pre:rms', {f'blocks.{i}.{part}.norm': 'pre:rms' for i in range(5)
+                     for part in ('attention', 'mlp')}),
+  ('  stem.norm :  rms ', {'stem.norm': 'rms'}),
+])
+def test_what_an_override_changes(text, expected) -> None:
+  assert _changed(text) == expected
+
+
+def test_a_norm_stands_everywhere() -> None:
+  changed = _changed('norm: rms')
+  assert changed == {site.path: {'norm': 'rms', 'placement': 'post:rms'}[site.kind]
+                     for site in SITES if site.kind != 'activation'}
+
+
+def test_the_later_one_counts() -> None:
+  assert _changed('activation: relu', 'blocks.1: tanh')['blocks.1.mlp.activation'] == 'tanh'
+  assert set(_changed('blocks.1: tanh', 'activation: relu').values()) == {'relu'}
+  assert _changed('blocks.0.mlp: pre:layer', 'blocks.0.mlp: rms') == {
+    'blocks.0.mlp.norm': 'pre:rms'}
+
+
+@pytest.mark.parametrize('text, part', [
+  ('blocks.0', 'write PATH: SPEC'),
+  (': relu', 'write PATH: SPEC'),
+  ('blocks.0:', 'write PATH: SPEC'),
+  ('blocks..mlp: relu', "'.mlp' is no path"),
+  ('blocks.: relu', 'is no path'),
+  ('blocks.x-3: relu', 'is no path'),
+  ('Blocks: relu', 'is no path'),
+  ('blocks.3-1: relu', 'the range 3-1 is empty'),
+  ('blocks.3-5.mlp: relu', 'the model has blocks.0-4'),
+  ('mlp.0: relu', 'the model has mlp without numbers'),
+  ('block.0.mlp: relu', "nearest: 'blocks.mlp'"),
+  ('blocks.0.mpl: relu', "nearest: 'blocks.mlp'"),
+  ('layers.0: relu', 'there are: stem.norm, blocks.0-4.attention.norm, '),
+  ('mlp.blocks: relu', "no place of the model is 'mlp.blocks'"),
+  ('attention: relu', "there is none at 'attention'; there stand: blocks.0-4.attention.norm"),
+  ('mlp.activation: rms', "'rms' is a norm, and there is none"),
+  ('stem: pre:rms', "'pre:rms' is a placed norm, and there is none"),
+  ('blocks.0.mlp: gelo', "nearest: 'gelu'"),
+  ('blocks.0.mlp: layr', "'layer'"),
+  ('blocks.0.mlp: relu(', 'position'),
+])
+def test_a_wrong_override_is_one_line(text, part) -> None:
+  with pytest.raises(UserError) as info:
+    overrides.apply(SITES, (text,))
+  assert part in str(info.value) and '\n' not in str(info.value)
+  assert part.endswith('position') or text in str(info.value)
+
+
+def test_summary() -> None:
+  assert summary(SITES) == ('stem.norm, blocks.0-4.attention.norm, blocks.0-4.mlp.norm, '
+                            'blocks.0-4.mlp.activation, final.norm')
+  assert summary(SITES[1:2]) == 'blocks.0.attention.norm'
