@@ -9,6 +9,7 @@ import inspect
 import math
 import sys
 import types
+import typing
 from typing import Literal
 
 import jax
@@ -19,7 +20,8 @@ from model_lib import spec as spec_lib
 from model_lib.activations.moments import Moments, gaussian_moments, hermite_coefficients
 from model_lib.errors import UserError
 
-Kind = Literal['pointwise', 'statistics', 'gated']
+Kind = Literal['pointwise', 'statistics', 'gated', 'stochastic', 'resizing', 'module']
+KINDS = typing.get_args(Kind)
 PER = ('layer', 'channel', 'unit')
 Points = tuple[float, ...]
 Interval = tuple[float, float]
@@ -79,7 +81,9 @@ class Activation:
     formula: as text, in x (and in `gate`, `value` for kind 'gated').
     paper: who proposed it.
     kind: 'pointwise'; 'statistics' (an entry depends on others of the same array); 'gated'
-      (two arrays in, one out).
+      (two arrays in, one out); 'stochastic' (pointwise, with random numbers in training);
+      'resizing' (the last axis changes its size); 'module' (weights of its own, which
+      `models.ActivationLayer` makes: calling it here is an error).
     parameters: the learnable numbers.
     constants: the fixed numbers and options, settable in the spec string.
     kinks: where f' or f is discontinuous, at the parameters' first values.
@@ -90,9 +94,14 @@ class Activation:
     domain: the interval in which the value and the first derivative are never nan, and are finite
       in float32 wherever the true ones are below 3e38.
     overflow: whether the true value leaves float32 inside the domain.
+    causal: whether an entry depends on entries of its own position (its last axis) alone.
+    width_factor: size of the last axis of the output over that of the input.
+    confirmed: whether the formula was found in a source; else it is from memory.
     function: the plain function; computes in the dtype it is given.
     scalar: the pointwise function that `moments` integrates: f itself; the gate function of a
-      gated one; f under the population statistics (mean 0, variance 1) of a statistics one.
+      gated one; f under the population statistics (mean 0, variance 1) of a statistics one; the
+      inference form of a stochastic one. None where there is none.
+    population: the moments at q = 1 where they are not those of a pointwise function, or None.
   """
 
   name: str
@@ -110,8 +119,12 @@ class Activation:
   parity: Parity
   domain: Interval
   overflow: bool
+  causal: bool
+  width_factor: float
+  confirmed: bool
   function: Callable[..., jax.Array]
-  scalar: Callable[..., jax.Array]
+  scalar: Callable[..., jax.Array] | None
+  population: Callable[[], Moments] | None
 
   @property
   def id(self) -> str:
@@ -127,21 +140,30 @@ class Activation:
   def __str__(self) -> str:
     return self.spec
 
-  def __call__(self, *inputs: jax.Array, **params: jax.Array | float) -> jax.Array:
+  def __call__(
+      self, *inputs: jax.Array, key: jax.Array | None = None, train: bool = False,
+      **params: jax.Array | float,
+  ) -> jax.Array:
     """Applies the function; computes in at least float32 and returns the inputs' dtype.
 
     Args:
       *inputs: x of any shape; for kind 'gated' the gate, then the value, of one shape.
+      key: the random key of a stochastic function in training; the others do not read it.
+      train: whether a stochastic function draws; the others do not read it.
       **params: values of learnable parameters, shaped as `init_parameters` makes them; a
         missing one has its first value.
 
     Returns:
-      An array of the inputs' shape and dtype (float32 for integers).
+      An array of the inputs' dtype (float32 for integers) and shape, but for the last axis of a
+      resizing function.
 
     Raises:
-      TypeError: a wrong number of inputs, or a parameter that does not exist.
+      TypeError: a wrong number of inputs, a parameter that does not exist, a draw without a key,
+        or an activation with weights of its own.
       ValueError: a parameter with more axes than the input.
     """
+    if self.kind == 'module':
+      raise TypeError(f'{self.spec} has weights of its own: use models.ActivationLayer')
     wanted = 2 if self.kind == 'gated' else 1
     if len(inputs) != wanted:
       raise TypeError(f'{self.spec} takes {wanted} array(s), not {len(inputs)}')
@@ -156,6 +178,10 @@ class Activation:
     arrays = [array.astype(wide) for array in arrays]
     values = {name: self._broadcast(name, params[name], arrays[0].ndim, wide) if name in params
               else init for name, init in known.items()}
+    if self.kind == 'stochastic':
+      if train and key is None:
+        raise TypeError(f'{self.spec} draws random numbers in training: give it key=')
+      arrays.append(key if train else None)
     return self.function(*arrays, **values, **self.constants).astype(dtype)
 
   def init_parameters(self, shape: tuple[int, ...]) -> dict[str, jax.Array]:
@@ -172,7 +198,11 @@ class Activation:
     return {p.name: jnp.full(shapes[p.per], p.init, jnp.float32) for p in self.parameters}
 
   def moments(self, q: float = 1.0) -> Moments:
-    """Moments under x ~ N(0, q) with the parameters at their first values; cached."""
+    """Moments under x ~ N(0, q) with the parameters at their first values; cached.
+
+    Raises:
+      UserError: the function has none, or only at q = 1.
+    """
     return _moments(self, float(q))
 
   def spectrum(self, q: float = 1.0, degree: int = 64) -> np.ndarray:
@@ -181,6 +211,10 @@ class Activation:
 
   def at_first_values(self) -> Callable[[jax.Array], jax.Array]:
     """`scalar` as a function of x alone, the parameters at their first values."""
+    if self.scalar is None:
+      raise UserError(f'activation {self.spec!r} has no moments under independent normal inputs, '
+                      'because no entry is a function of one number; '
+                      'in a model, init_gain=False does without them')
     params = {parameter.name: parameter.init for parameter in self.parameters}
     return lambda x: self.scalar(x, **params, **self.constants)
 
@@ -195,6 +229,10 @@ class Activation:
 
 @functools.lru_cache(maxsize=None)
 def _moments(activation: Activation, q: float) -> Moments:
+  if activation.population is not None:
+    if q != 1:
+      raise UserError(f'the moments of {activation.spec!r} are known for variance 1, not {q:g}')
+    return activation.population()
   return gaussian_moments(activation.at_first_values(), activation.kinks, activation.jumps, q)
 
 
@@ -209,7 +247,8 @@ class _Entry:
   paper: str
   kind: Kind
   function: Callable[..., jax.Array]
-  scalar: Callable[..., jax.Array]
+  scalar: Callable[..., jax.Array] | None
+  population: Callable[..., Moments] | None
   learnable: Mapping[str, float]
   constants: Mapping[str, float | bool | str]
   kinks: Callable[..., Points]
@@ -218,6 +257,9 @@ class _Entry:
   parity: Callable[..., Parity]
   domain: Callable[..., Interval]
   overflow: Callable[..., bool]
+  causal: Callable[..., bool]
+  width_factor: Callable[..., float]
+  confirmed: bool
   duplicates: tuple[str, ...]
   bounds: Mapping[str, Bounds]
   choices: Mapping[str, tuple[str, ...]]
@@ -244,6 +286,10 @@ def register(
     bounds: Mapping[str, Bounds] = types.MappingProxyType({}),
     choices: Mapping[str, tuple[str, ...]] = types.MappingProxyType({}),
     scalar: Callable[..., jax.Array] | None = None,
+    population: Callable[..., Moments] | None = None,
+    causal: bool | Callable[..., bool] = True,
+    width_factor: float | Callable[..., float] = 1.0,
+    confirmed: bool = True,
     namesake_of: str | None = None,
 ) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
   """Decorator that enters a function under its own name and returns it unchanged.
@@ -267,7 +313,13 @@ def register(
     positive: the settings that must be above 0.
     bounds: what the other settings are limited to.
     choices: allowed values of the settings that are words.
-    scalar: the function to take moments of, where it is not the function itself.
+    scalar: the function to take moments of, where it is not the function itself; a stochastic
+      one has its inference form, and the kinds whose entries are not functions of one number have
+      none, unless it is given here.
+    population: a function from all settings to the moments at q = 1, in place of `scalar`.
+    causal: see `Activation`; it, and the next, may be a function from all settings.
+    width_factor: see `Activation`.
+    confirmed: see `Activation`.
     namesake_of: the name that the function has in its source, where another function owns that
       name here or nobody does: the entry is then called NAME@SOURCE and nothing else.
 
@@ -284,7 +336,9 @@ def register(
       if taken in _ENTRIES or taken in _ALIASES:
         raise ValueError(f'the activation {taken!r} is registered twice')
     _ENTRIES[key] = _Entry(
-        key=key, name=namesake_of or key, source=source, kind=kind, function=function, scalar=scalar or function,
+        key=key, name=namesake_of or key, source=source, kind=kind, function=function,
+        scalar=scalar or _scalar(kind, function), population=population, confirmed=confirmed,
+        causal=_of_settings(causal), width_factor=_of_settings(width_factor),
         formula=' '.join(lines[0].split()).rstrip('.'),
         paper=' '.join(lines[1].split()).rstrip('.') if len(lines) > 1 else '',
         learnable={key: settings[key] for key in learnable},
@@ -296,6 +350,12 @@ def register(
     _ALIASES.update({alias: key for alias in aliases})
     return function
   return enter
+
+
+def _scalar(kind: Kind, function: Callable[..., jax.Array]) -> Callable[..., jax.Array] | None:
+  if kind == 'stochastic':
+    return lambda x, **settings: function(x, None, **settings)
+  return function if kind == 'pointwise' else None
 
 
 def _of_settings(fact):
@@ -359,7 +419,9 @@ def _build(text: str) -> Activation:
       domain=entry.domain(**settings), overflow=entry.overflow(**settings),
       # Another value of a setting is another function, which nobody has compared.
       duplicates=() if any(key != 'per' for key, _ in changed) else entry.duplicates,
-      function=entry.function, scalar=entry.scalar)
+      causal=entry.causal(**settings), width_factor=entry.width_factor(**settings),
+      confirmed=entry.confirmed, function=entry.function, scalar=entry.scalar,
+      population=entry.population and functools.partial(entry.population, **settings))
 
 
 def _find(text: str) -> _Entry:
@@ -401,8 +463,9 @@ def _glu_of(call: spec_lib.Call) -> Activation:
       duplicates=tuple(other for other, entry in sorted(_ENTRIES.items())
                        if entry.kind == 'gated' and entry.scalar is gate.function
                        and gate.spec == gate.name),
+      causal=True, width_factor=1.0, confirmed=gate.confirmed,
       function=lambda gate_x, value, **settings: gate.function(gate_x, **settings) * value,
-      scalar=gate.function)
+      scalar=gate.function, population=None)
 
 
 def _keys(entry: _Entry) -> str:
@@ -428,6 +491,8 @@ def _check(entry: _Entry, defaults: Mapping[str, object], key: str, value: objec
   if (isinstance(value, bool) or not isinstance(value, (int, float))
       or not abs(value) <= sys.float_info.max):
     raise UserError(f'{where}{key} must be a finite number, not {value}')
+  if isinstance(defaults[key], int) and value != int(value):
+    raise UserError(f'{where}{key} must be a whole number, not {value}')
   if value not in entry.bounds.get(key, _ANY):
     raise UserError(f'{where}{key} must be {entry.bounds[key]}, not {value}')
-  return float(value)
+  return type(defaults[key])(value)
