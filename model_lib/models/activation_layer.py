@@ -11,6 +11,7 @@ import numpy as np
 from model_lib import spec as spec_lib
 from model_lib.activations import Activation, get_activation
 from model_lib.errors import UserError
+from model_lib.models.activation_modules import MODULES
 from model_lib.models.hyper import read_hp
 
 _SWITCH = 'switch'
@@ -53,7 +54,7 @@ def consumer_gains(spec: str, init_gain: bool = True) -> tuple[float, ...]:
   sqrt(2), the gain of ReLU, whatever the activation (He et al. 2015, arXiv:1502.01852).
 
   Raises:
-    UserError: an activation has no finite gain.
+    UserError: an activation has no finite gain, or no moments at all.
   """
   found = branches(spec)
   if not init_gain:
@@ -67,21 +68,33 @@ def consumer_gains(spec: str, init_gain: bool = True) -> tuple[float, ...]:
 
 
 class ActivationLayer(nn.Module):
-  """f(x), or f(gate, value) for a gated activation; shapes unchanged.
+  """f(x), or f(gate, value) for a gated activation.
 
+  The shape stays, but for the last axis of a resizing activation (`Activation.width_factor`).
   Parameters of a learnable activation belong to this layer alone. The branch of a switch is
-  the swept number `activation_code`.
+  the swept number `activation_code`. In training a stochastic activation draws from the random
+  stream 'noise', each layer its own numbers.
+
+  Raises:
+    UserError: a stochastic activation without `train`, or in training without the stream; an
+      input that the activation cannot take.
   """
 
   spec: str
 
   @nn.compact
-  def __call__(self, *inputs: jax.Array) -> jax.Array:
+  def __call__(self, *inputs: jax.Array, train: bool | None = None) -> jax.Array:
     found = branches(self.spec)
     if spec_lib.parse(self.spec).name == _SWITCH:
       code = read_hp(self, 'activation_code', 0)
       return jax.lax.switch(code, found, *inputs)
     activation, = found
+    if activation.kind == 'module':
+      weights = MODULES[activation.name](**activation.constants, name='weights')
+      if train is None:
+        raise UserError(f'{activation.spec} may differ between training and inference: '
+                        'call the layer with train=True or train=False')
+      return weights(*inputs, train)
     shape = inputs[0].shape
     params = {
       parameter.name: self.param(
@@ -89,4 +102,16 @@ class ActivationLayer(nn.Module):
         lambda key, name=parameter.name: activation.init_parameters(shape)[name])
       for parameter in activation.parameters
     }
-    return activation(*inputs, **params)
+    return activation(*inputs, key=self._key(activation, train), train=bool(train), **params)
+
+  def _key(self, activation: Activation, train: bool | None) -> jax.Array | None:
+    """The key of a draw, where there is one."""
+    if activation.kind != 'stochastic':
+      return None
+    if train is None:
+      raise UserError(f'{activation.spec} differs between training and inference: '
+                      'call the layer with train=True or train=False')
+    if train and not self.has_rng('noise'):
+      raise UserError(f'{activation.spec} draws random numbers in training: '
+                      'apply the model with rngs={\'noise\': key}')
+    return self.make_rng('noise') if train else None

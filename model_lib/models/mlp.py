@@ -63,7 +63,7 @@ class MLP(nn.Module):
         parts = ['gate', 'hidden'] if gated[i] else ['hidden']
         inputs = [placed.norm.layer(f'norm_{part}_{i}')(h, train)
                   for part, h in zip(parts, inputs, strict=True)]
-      x_bi = ActivationLayer(activations[i], name=f'activation_{i}')(*inputs)
+      x_bi = ActivationLayer(activations[i], name=f'activation_{i}')(*inputs, train=train)
       if placed.placement == 'post':
         x_bi = placed.norm.layer(f'norm_{i}')(x_bi, train)
       consumes, role = None if placed.placement == 'post' else activations[i], 'hidden'
