@@ -17,18 +17,21 @@ class Table(nn.Module):
     dim: size of a vector.
     role: 'embedding' or 'position'.
     parametrization: row of the parametrization table.
+    blocks: number of blocks of the model.
   """
 
   rows: int
   dim: int
   role: str
   parametrization: str = 'sp'
+  blocks: int = 1
 
   @nn.compact
   def __call__(self) -> jax.Array:
-    rule = get_parametrization(self.parametrization).rules[self.role]
+    row = get_parametrization(self.parametrization)
+    std = row.table_std(self.role, self.rows, self.dim, self.blocks)
 
     def normal(key, shape):
-      return jax.random.normal(key, shape, jnp.float32) * rule.init_std(shape[0])
+      return jax.random.normal(key, shape, jnp.float32) * std
 
-    return self.param('table', normal, (self.rows, self.dim)) * rule.multiplier
+    return self.param('table', normal, (self.rows, self.dim)) * row.rules[self.role].multiplier

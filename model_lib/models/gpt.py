@@ -13,6 +13,7 @@ from model_lib.models import overrides
 from model_lib.models.embedding import Table
 from model_lib.models.linear import Linear
 from model_lib.models.site import Site
+from model_lib.models.sphere import scaled_logits
 from model_lib.models.transformer import Transformer, stack_sites
 
 
@@ -20,7 +21,8 @@ class GPT(nn.Module):
   """tokens [B, T] (integers below vocab, T <= length) -> logits [B, T, vocab].
 
   The logits at t depend on tokens up to t only (with `batch` norm: at inference). The
-  arithmetic is done in the dtype of the parameters.
+  arithmetic is done in the dtype of the parameters. `weight` is the weight norm of the blocks'
+  kernels (`normalization.weight`).
 
   Raises:
     UserError: the tokens are not integers [B, T] with T <= length.
@@ -36,22 +38,26 @@ class GPT(nn.Module):
   norm: str = 'pre:layer'
   init_gain: bool = True
   parametrization: str = 'sp'
+  weight: str = 'none'
   overrides: Sequence[str] = ()
 
   def sites(self) -> tuple[Site, ...]:
     """What stands where without the overrides."""
-    return stack_sites(self.depth, self.dim, True, self.activation, self.norm)
+    return stack_sites(self.depth, self.dim, True, self.activation, self.norm,
+                       self.parametrization)
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     if x.ndim != 2 or x.shape[1] > self.length or not jnp.issubdtype(x.dtype, jnp.integer):
       raise UserError(f'gpt: input {x.dtype}{list(x.shape)} is not integer tokens [B, T] with '
                       f'T <= length={self.length}')
-    embedding = Table(self.vocab, self.dim, 'embedding', self.parametrization, name='embedding')()
+    embedding = Table(self.vocab, self.dim, 'embedding', self.parametrization, self.depth,
+                      name='embedding')()
     position = Table(self.length, self.dim, 'position', self.parametrization, name='position')()
     x_btd = embedding[x] + position[None, :x.shape[1]]
-    x_btd = Transformer(self.depth, self.heads, self.mlp_ratio, True,
-                        overrides.specs(self), self.init_gain, self.parametrization,
-                        name='blocks')(x_btd, train)
-    return Linear(self.vocab, 'readout', parametrization=self.parametrization,
-                  name='head')(x_btd)
+    x_btd = Transformer(self.depth, self.heads, self.mlp_ratio, True, self.norm,
+                        overrides.specs(self), self.init_gain, self.parametrization, self.weight,
+                        self.length, name='blocks')(x_btd, train)
+    logits = Linear(self.vocab, 'readout', parametrization=self.parametrization,
+                    name='head')(x_btd)
+    return scaled_logits(self, logits, self.norm, self.parametrization)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,9 @@ import jax.numpy as jnp
 from model_lib.errors import UserError
 from model_lib.models.activation_layer import consumer_gains
 from model_lib.models.hyper import read_hp
-from model_lib.parametrization import get_parametrization
+from model_lib.models.kernel import kernel as make_kernel
+from model_lib.normalization.weight import cosine
+from model_lib.parametrization import Branch, get_parametrization
 
 
 class Linear(nn.Module):
@@ -22,9 +26,14 @@ class Linear(nn.Module):
     features: size of the output.
     role: row of the parametrization's rules, such as 'hidden' or 'readout'.
     consumes: spec of the activation whose output x is, or None. With it the std has the
-      swept factor `init_gain`, by default `consumer_gains` of the spec's first branch.
+      swept factor `init_gain`, by default `consumer_gains` of the spec's first branch. In a
+      branch whose parametrization starts from Xavier's std it has no effect.
     init_gain: whether that default follows the activation (else it is sqrt(2)).
     parametrization: row of the parametrization table.
+    branch: the residual branch in which the layer stands, or None.
+    labels: what its equal parts are in the branch, such as ('query', 'key', 'value').
+    weight: spec of the weight norm (`normalization.weight`).
+    use_bias: whether there is a b.
 
   Raises:
     UserError: x is not floating-point, such as images still in uint8.
@@ -35,20 +44,24 @@ class Linear(nn.Module):
   consumes: str | None = None
   init_gain: bool = True
   parametrization: str = 'sp'
+  branch: Branch | None = None
+  labels: Sequence[str] = ()
+  weight: str = 'none'
+  use_bias: bool = True
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.floating):
       raise UserError(f'the model needs floating-point input, not {x.dtype}: scale it first')
-    rule = get_parametrization(self.parametrization).rules[self.role]
-    gain = 1.0
-    if self.consumes is not None and not self.has_variable('params', 'kernel'):
+    row, gain = get_parametrization(self.parametrization), 1.0
+    has_gain = self.consumes is not None and not (row.xavier and self.branch)
+    if has_gain and not self.has_variable('params', 'kernel'):
       gain = read_hp(self, 'init_gain', consumer_gains(self.consumes, self.init_gain)[0])
-
-    def normal(key, shape):
-      return jax.random.normal(key, shape, jnp.float32) * rule.init_std(shape[0], gain)
-
-    kernel = self.param('kernel', normal, (x.shape[-1], self.features))
+    kernel = make_kernel(self, (x.shape[-1], self.features), self.role, self.parametrization,
+                         gain, self.weight, train, self.labels, self.branch)
+    product = cosine if self.weight == 'cosine' else jnp.dot
+    y = product(x, kernel.astype(x.dtype)) * row.rules[self.role].multiplier
+    if not self.use_bias:
+      return y
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    y = jnp.dot(x, kernel.astype(x.dtype)) * rule.multiplier
     return y + bias.astype(x.dtype).reshape((1,) * (y.ndim - 1) + (-1,))

@@ -13,7 +13,9 @@ from model_lib.models import overrides
 from model_lib.models.embedding import Table
 from model_lib.models.linear import Linear
 from model_lib.models.site import Site
+from model_lib.models.sphere import scaled_logits
 from model_lib.models.transformer import Transformer, stack_sites
+from model_lib.normalization.placement import stem_norms
 
 
 def patches(images: jax.Array, size: int) -> jax.Array:
@@ -35,7 +37,13 @@ def patches(images: jax.Array, size: int) -> jax.Array:
 
 
 class ViT(nn.Module):
-  """images [B, H, W] or [B, H, W, C] -> logits [B, num_classes]."""
+  """images [B, H, W] or [B, H, W, C] -> logits [B, num_classes].
+
+  The stem is P + N1(W N0(patch)), P the learned positions, with the norms that `stem_norm` asks
+  for: 'none', 'pre:NORM' (N0), 'post:NORM' (N1) or 'dual:NORM' (Kumar, Dehghani, Houlsby 2023,
+  Dual PatchNorm, arXiv:2302.01327). `weight` is the weight norm of the blocks' kernels
+  (`normalization.weight`).
+  """
 
   patch: int = 2
   dim: int = 32
@@ -47,22 +55,28 @@ class ViT(nn.Module):
   norm: str = 'pre:layer'
   init_gain: bool = True
   parametrization: str = 'sp'
+  weight: str = 'none'
+  stem_norm: str = 'none'
   overrides: Sequence[str] = ()
 
   def sites(self) -> tuple[Site, ...]:
     """What stands where without the overrides."""
-    return stack_sites(self.depth, self.dim, False, self.activation, self.norm)
+    return stack_sites(self.depth, self.dim, False, self.activation, self.norm,
+                       self.parametrization)
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    x_btp = patches(x, self.patch)
+    before, after = stem_norms(self.stem_norm)
+    x_btp = before.layer('norm_patch')(patches(x, self.patch), train)
     x_btd = Linear(self.dim, 'input', parametrization=self.parametrization, name='stem')(x_btp)
+    x_btd = after.layer('norm_stem')(x_btd, train)
     position = Table(x_btd.shape[1], self.dim, 'position', self.parametrization,
                      name='position')()
     x_btd = x_btd + position.astype(x_btd.dtype)[None]
-    x_btd = Transformer(self.depth, self.heads, self.mlp_ratio, False,
-                        overrides.specs(self), self.init_gain, self.parametrization,
+    x_btd = Transformer(self.depth, self.heads, self.mlp_ratio, False, self.norm,
+                        overrides.specs(self), self.init_gain, self.parametrization, self.weight,
                         name='blocks')(x_btd, train)
     x_bd = jnp.mean(x_btd, axis=1)
-    return Linear(self.num_classes, 'readout', parametrization=self.parametrization,
-                  name='head')(x_bd)
+    logits = Linear(self.num_classes, 'readout', parametrization=self.parametrization,
+                    name='head')(x_bd)
+    return scaled_logits(self, logits, self.norm, self.parametrization)

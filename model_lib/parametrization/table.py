@@ -17,82 +17,27 @@ Standard parametrization (`sp`), fan_in being the rows of the kernel:
 
 The gain is `E[f(z)^2]^-1/2`, z ~ N(0, 1), where the kernel consumes the output of
 the activation f, so that its own output has variance 1; it is 1 everywhere else.
-Draws are normal, not truncated.
+Draws are normal, not truncated. The other rows (`residual_rows.py`) change what happens in the
+residual branches; a row may have settings, as in `layerscale(init=0.1)`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import types
-from collections.abc import Mapping
+import functools
+import inspect
+import math
 
+from model_lib import spec as spec_lib
 from model_lib.errors import UserError
+from model_lib.parametrization.residual_rows import CHOICES, MAKERS
+from model_lib.parametrization.row import STANDARD, Parametrization
 from model_lib.spec import nearest
 
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-  """How the tensors of one role start, act and learn.
-
-  Attributes:
-    std: factor of the standard deviation at the start.
-    fan_in_power: power of fan_in in that standard deviation.
-    multiplier: factor on the tensor's output in the forward pass.
-    lr_multiplier: factor on the learning rate.
-  """
-
-  std: float
-  fan_in_power: float
-  multiplier: float = 1.0
-  lr_multiplier: float = 1.0
-
-  def init_std(self, fan_in: int, gain=1.0):
-    """std * fan_in^fan_in_power * gain; `gain` may be a traced scalar."""
-    return self.std * float(fan_in) ** self.fan_in_power * gain
-
-
-@dataclasses.dataclass(frozen=True)
-class Parametrization:
-  """One row of the table.
-
-  Attributes:
-    name: the string by which models ask for it.
-    source: where the row comes from.
-    rules: role -> Rule.
-    head_dim_power: attention logits are q.k * head_dim^head_dim_power.
-    depth_power: a residual branch is multiplied by depth^depth_power, where depth is
-      the number of blocks.
-  """
-
-  name: str
-  source: str
-  rules: Mapping[str, Rule]
-  head_dim_power: float
-  depth_power: float
-
-  def attention_multiplier(self, head_dim: int) -> float:
-    """The factor on q.k."""
-    return float(head_dim) ** self.head_dim_power
-
-  def branch_multiplier(self, depth: int) -> float:
-    """The factor on the output of each residual branch of a stack of `depth` blocks."""
-    return float(depth) ** self.depth_power
-
-
 _TABLE = {
-  'sp': Parametrization(
-    name='sp',
-    source='Framework defaults; He et al. 2015, arXiv:1502.01852, for the gain',
-    rules=types.MappingProxyType({
-      'input': Rule(std=1.0, fan_in_power=-0.5),
-      'hidden': Rule(std=1.0, fan_in_power=-0.5),
-      'readout': Rule(std=1.0, fan_in_power=-0.5),
-      'embedding': Rule(std=1.0, fan_in_power=0.0),
-      'position': Rule(std=0.02, fan_in_power=0.0),
-    }),
-    head_dim_power=-0.5,
-    depth_power=0.0,
-  ),
+  'sp': Parametrization('sp', 'Framework defaults; He et al. 2015, arXiv:1502.01852, for the gain',
+                        STANDARD),
+  **{name: maker() for name, maker in MAKERS.items()},
 }
 
 
@@ -102,12 +47,62 @@ def names() -> tuple[str, ...]:
 
 
 def get_parametrization(name: str) -> Parametrization:
-  """The row `name`.
+  """The row `name`, with settings where it has some: 'sp', 'layerscale(init=0.1)'.
 
   Raises:
-    UserError: there is no such row; the message names the nearest.
+    UserError: there is no such row (the message names the nearest) or setting, a value is
+      out of range, or two rows are asked for.
   """
-  if not isinstance(name, str) or name not in _TABLE:
+  if isinstance(name, str) and name in _TABLE:
+    return _TABLE[name]
+  if isinstance(name, str) and '+' in name.partition('(')[0]:
+    raise UserError(f'{name!r}: one row owns every factor of a branch, so that none is applied '
+                    'twice' + _cancelling(name) + '; name one of them')
+  if not isinstance(name, str) or '(' not in name:
     raise UserError(f'unknown parametrization {name!r}{nearest(str(name), names())}; '
                     f'known: {", ".join(names())}')
-  return _TABLE[name]
+  return _with_settings(name)
+
+
+def _cancelling(name: str) -> str:
+  asked = {part.strip() for part in name.split('+')}
+  if 'lns' in asked and asked & {'gpt2', 'ds_init'}:
+    return ', and an init that shrinks with depth cancels what lns does'
+  return ''
+
+
+@functools.lru_cache(maxsize=None)
+def _with_settings(text: str) -> Parametrization:
+  call = spec_lib.parse(text)
+  if call.name not in MAKERS:
+    if call.name in _TABLE:
+      raise UserError(f'{text!r}: {call.name} takes no settings')
+    return get_parametrization(call.name)  # raises
+  maker = MAKERS[call.name]
+  settings = {key: p.default for key, p in inspect.signature(maker).parameters.items()}
+  takes = f'it takes {", ".join(settings)}' if settings else 'it takes none'
+  if len(call.args) > len(settings):
+    raise UserError(f'{text!r}: {call.name} has too many settings; {takes}')
+  given = dict(zip(settings, call.args, strict=False))
+  for key, value in call.kwargs:
+    if key not in settings:
+      raise UserError(f'{text!r}: {call.name} has no setting {key!r}{nearest(key, settings)}; '
+                      f'{takes}')
+    if key in given:
+      raise UserError(f'{text!r}: {key!r} is given twice')
+    given[key] = value
+  values = {key: _checked(text, call.name, key, value) for key, value in given.items()}
+  changed = tuple(sorted((key, value) for key, value in values.items() if value != settings[key]))
+  return dataclasses.replace(maker(**values), name=str(spec_lib.Call(call.name, (), changed)))
+
+
+def _checked(text: str, name: str, key: str, value):
+  choices = CHOICES.get((name, key))
+  if choices:
+    if value not in choices:
+      raise UserError(f'{text!r}: {key} must be {" or ".join(choices)}, not {value!r}')
+    return value
+  if isinstance(value, bool) or not isinstance(value, (int, float)) or not (
+      0 <= value < math.inf):
+    raise UserError(f'{text!r}: {key} must be a finite number >= 0, not {value!r}')
+  return float(value)

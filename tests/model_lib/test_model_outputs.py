@@ -99,7 +99,7 @@ def test_mlp_against_numpy(placement) -> None:
                              h @ flat['head/kernel'] + flat['head/bias'], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', models.NAMES)
+@pytest.mark.parametrize('name', ['mlp', 'vit', 'gpt'])
 def test_batch_norm_state(name) -> None:
   model, x = models.build(name, norm='batch', **cases.SIZES[name]), cases.inputs(name)
   variables = cases.numbers(model, x)
@@ -209,10 +209,12 @@ def test_branches_come_from_the_table(other_row) -> None:
   tokens = cases.inputs('gpt')
   sizes = {**cases.SIZES['gpt'], 'depth': 2}
   model = models.build('gpt', norm='none', parametrization='other', **sizes)
-  params = cases.numbers(model, tokens)['params']
+  params, hp = cases.numbers(model, tokens)['params'], cases.init(model, tokens)['hp']
+  scales = [leaf for path, leaf in cases.flat(hp).items() if path.endswith('branch_scale')]
+  assert scales == [np.float32(2.0 ** -60)] * 4
   flat = cases.flat(params)
   x = flat['embedding/table'][np.asarray(tokens)] + flat['position/table'][:6]
-  np.testing.assert_allclose(cases.logits(model, {'params': params}, tokens),
+  np.testing.assert_allclose(cases.logits(model, {'params': params, 'hp': hp}, tokens),
                              x @ flat['head/kernel'] + flat['head/bias'], rtol=1e-4, atol=1e-5)
 
 

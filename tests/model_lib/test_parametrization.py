@@ -10,7 +10,9 @@ from model_lib.parametrization import Parametrization, get_parametrization, name
 
 
 def test_names_are_the_rows() -> None:
-  assert names() == ('sp',)
+  assert names() == (
+    'sp', 'gpt2', 'deepnorm', 'subln', 'fixup', 'tfixup', 'skipinit', 'rezero', 'layerscale',
+    'lns', 'admin', 'ds_init', 'nf', 'normformer', 'ngpt')
   assert all(get_parametrization(name).name == name for name in names())
 
 
