@@ -15,7 +15,7 @@ import dataclasses
 from model_lib.errors import UserError
 from model_lib.spec import nearest
 
-NAMES = ('mlp', 'vit', 'gpt')
+NAMES = ('mlp', 'resmlp', 'cnn', 'vit', 'gpt')
 
 
 def build(name: str, **kwargs):
@@ -61,8 +61,8 @@ def sites(model):
 
 def _classes():
   # Imported on demand, so that the names can be listed without loading jax.
-  from model_lib.models import gpt, mlp, vit
-  return {'mlp': mlp.MLP, 'vit': vit.ViT, 'gpt': gpt.GPT}
+  from model_lib.models import cnn, gpt, mlp, resmlp, vit
+  return {'mlp': mlp.MLP, 'resmlp': resmlp.ResMLP, 'cnn': cnn.CNN, 'vit': vit.ViT, 'gpt': gpt.GPT}
 
 
 def _check_values(name: str, values: dict, defaults: dict) -> None:
@@ -82,11 +82,13 @@ def _check_sites(name: str, model) -> None:
   """What the strings name, and whether it fits where it stands."""
   from model_lib.models.activation_layer import consumer_gains
   from model_lib.models.site import ACTIVATION, check
+  from model_lib.normalization.weight import get_weight_norm
   from model_lib.parametrization import get_parametrization
 
   get_parametrization(model.parametrization)
+  get_weight_norm(getattr(model, 'weight', 'none'))
   resolved = sites(model)
-  check(name, resolved)
+  check(name, resolved, model.norm, model.parametrization)
   for spec in dict.fromkeys(site.spec for site in resolved if site.kind == ACTIVATION):
     consumer_gains(spec, model.init_gain)
 

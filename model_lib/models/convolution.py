@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ import jax.numpy as jnp
 from model_lib.errors import UserError
 from model_lib.models.activation_layer import consumer_gains
 from model_lib.models.hyper import read_hp
-from model_lib.parametrization import get_parametrization
+from model_lib.models.kernel import kernel as make_kernel
+from model_lib.parametrization import Branch, get_parametrization
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
@@ -62,8 +65,8 @@ class Conv(nn.Module):
     role: row of the parametrization's rules, such as 'input' or 'hidden'.
     size: of the square kernel.
     stride: steps between the places of the kernel.
-    use_bias: whether there is a b.
-    consumes, init_gain, parametrization: as in `Linear`.
+    consumes, init_gain, parametrization, branch, labels, use_bias: as in `Linear`.
+    weight: as in `Linear`, but for 'cosine', which is no function of the kernel alone.
 
   Raises:
     UserError: x is not floating-point, such as images still in uint8.
@@ -73,26 +76,25 @@ class Conv(nn.Module):
   role: str
   size: int = 3
   stride: int = 1
-  use_bias: bool = True
   consumes: str | None = None
   init_gain: bool = True
   parametrization: str = 'sp'
+  branch: Branch | None = None
+  labels: Sequence[str] = ()
+  weight: str = 'none'
+  use_bias: bool = True
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.floating):
       raise UserError(f'the model needs floating-point input, not {x.dtype}: scale it first')
-    rule = get_parametrization(self.parametrization).rules[self.role]
-    gain = 1.0
-    if self.consumes is not None and not self.has_variable('params', 'kernel'):
+    row, gain = get_parametrization(self.parametrization), 1.0
+    has_gain = self.consumes is not None and not (row.xavier and self.branch)
+    if has_gain and not self.has_variable('params', 'kernel'):
       gain = read_hp(self, 'init_gain', consumer_gains(self.consumes, self.init_gain)[0])
-
-    def normal(key, shape):
-      fan_in = shape[0] * shape[1] * shape[2]
-      return jax.random.normal(key, shape, jnp.float32) * rule.init_std(fan_in, gain)
-
-    kernel = self.param('kernel', normal, (self.size, self.size, x.shape[-1], self.features))
-    y = convolve(x, kernel.astype(x.dtype), self.stride) * rule.multiplier
+    kernel = make_kernel(self, (self.size, self.size, x.shape[-1], self.features), self.role,
+                         self.parametrization, gain, self.weight, train, self.labels, self.branch)
+    y = convolve(x, kernel.astype(x.dtype), self.stride) * row.rules[self.role].multiplier
     if not self.use_bias:
       return y
     bias = self.param('bias', nn.initializers.zeros, (self.features,))

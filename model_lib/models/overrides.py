@@ -15,7 +15,7 @@ overrides of one site the later one counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
 import re
@@ -24,6 +24,7 @@ from model_lib import activations
 from model_lib import spec as spec_lib
 from model_lib.errors import UserError
 from model_lib.models.site import ACTIVATION, NORM, PLACEMENT, Site, summary
+from model_lib.normalization import block, get_norm
 from model_lib.normalization import registry as norms
 
 _STEP = re.compile(r'([a-z_]+)(?:\.(\*|\d+(?:-\d+)?))?(?:\.|$)')
@@ -48,6 +49,14 @@ def specs(model) -> dict[str, str]:
   return {site.path: site.spec for site in resolved(model)}
 
 
+def ends(norm: str, parametrization: str, specs: Mapping[str, str]) -> str:
+  """The placements `norm` with the norms that stand at the sites embed.norm and final.norm."""
+  spec = block(norm, parametrization)
+  found = {name: get_norm(specs[f'{name}.norm']) for name in ('embed', 'final')
+           if f'{name}.norm' in specs}
+  return dataclasses.replace(spec, **found).spec
+
+
 def apply(sites: Sequence[Site], overrides: Sequence[str]) -> tuple[Site, ...]:
   """The sites with the specs that the overrides put there; their fit is not checked here.
 
@@ -68,7 +77,7 @@ def apply(sites: Sequence[Site], overrides: Sequence[str]) -> tuple[Site, ...]:
       raise UserError(f'override {text!r}: {value!r} is an activation and a norm; write '
                       f'\'{pattern}.activation: {value}\' or \'{pattern}.norm: {value}\'')
     for i in meant:
-      sites[i] = dataclasses.replace(sites[i], spec=_placed(sites[i], value))
+      sites[i] = dataclasses.replace(sites[i], spec=_placed(sites[i], value), changed=True)
   return tuple(sites)
 
 
@@ -95,7 +104,8 @@ def _read(text: str) -> tuple[str, list[_Step], str]:
 def _kinds(text: str, value: str) -> set[str]:
   """The kinds of sites that the value can stand at."""
   head, colon, _ = value.partition(':')
-  if colon and '(' not in head:
+  # A colon inside a norm's settings is no placement's.
+  if colon and head.count('(') == head.count(')'):
     return {PLACEMENT}
   name = spec_lib.parse(value).name.partition('@')[0]
   known_norms = {*norms.names(), *norms.ALIASES}

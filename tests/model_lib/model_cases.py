@@ -9,6 +9,8 @@ import numpy as np
 
 SIZES = {
   'mlp': {'widths': (16, 16)},
+  'resmlp': {'width': 16, 'depth': 1},
+  'cnn': {'widths': (4,), 'blocks': 1},
   'vit': {'dim': 8, 'depth': 1, 'heads': 2, 'mlp_ratio': 2},
   'gpt': {'vocab': 11, 'length': 6, 'dim': 8, 'depth': 1, 'heads': 2, 'mlp_ratio': 2},
 }

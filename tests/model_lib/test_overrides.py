@@ -87,3 +87,5 @@ def test_summary() -> None:
   assert summary(SITES) == ('stem.norm, blocks.0-4.attention.norm, blocks.0-4.mlp.norm, '
                             'blocks.0-4.mlp.activation, final.norm')
   assert summary(SITES[1:2]) == 'blocks.0.attention.norm'
+  pairs = [Site(f'blocks.{i}.activation.{n}', 'activation', 'relu') for i in (1, 2) for n in (0, 1)]
+  assert summary(pairs) == 'blocks.1-2.activation.0-1'
