@@ -61,26 +61,38 @@ _KNOWN = _ELEMENTWISE.keys() | _STRUCTURAL.keys()
 def evaluate(
     function: Callable[..., jax.Array], *inputs: np.ndarray, x64: bool = True,
 ) -> np.ndarray:
-  """function(*inputs), in the inputs' precision.
+  """function(*inputs), in the inputs' precision; see `trace`."""
+  return trace(function, *inputs, x64=x64)(*inputs)
+
+
+def trace(
+    function: Callable[..., jax.Array], *inputs: np.ndarray, x64: bool = True,
+) -> Callable[..., np.ndarray]:
+  """The function in NumPy, for inputs of these shapes and dtypes.
 
   The process's configuration stays as it is, and calling this under a trace is allowed.
 
   Args:
     function: maps arrays of the inputs' shapes to one array.
-    *inputs: arrays.
+    *inputs: arrays; their values are not used.
     x64: whether float64 exists inside the function.
 
   Returns:
-    The value. A function with a primitive that is not in this file's tables is evaluated by XLA
-    on the CPU, which takes longer and agrees up to rounding.
+    A function of arrays. If `function` has a primitive that is not in this file's tables, XLA
+    evaluates it on the CPU, which takes longer and agrees up to rounding.
   """
   with jax.enable_x64(x64):
     closed = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs))
-    if not unknown_primitives(closed.jaxpr):
-      with np.errstate(all='ignore'):
-        return np.asarray(_run(closed.jaxpr, closed.consts, inputs)[0])
-    with jax.ensure_compile_time_eval(), jax.default_device(_cpu()):
-      return np.asarray(jax.jit(function)(*map(jnp.asarray, inputs)))
+
+  def in_numpy(*arrays: np.ndarray) -> np.ndarray:
+    with np.errstate(all='ignore'):
+      return np.asarray(_run(closed.jaxpr, closed.consts, arrays)[0])
+
+  def in_xla(*arrays: np.ndarray) -> np.ndarray:
+    with (jax.enable_x64(x64), jax.ensure_compile_time_eval(), jax.default_device(_cpu())):
+      return np.asarray(jax.jit(function)(*map(jnp.asarray, arrays)))
+
+  return in_xla if unknown_primitives(closed.jaxpr) else in_numpy
 
 
 def unknown_primitives(jaxpr: core.Jaxpr) -> set[str]:
