@@ -75,7 +75,7 @@ class FeedForward(nn.Module):
     if self.sphere:
       gains = [self.param(f's_{name}', nn.initializers.ones, (hidden,)) for name in parts]
       inputs = [_times(h, gain * dim ** 0.5) for h, gain in zip(inputs, gains, strict=True)]
-    h = ActivationLayer(self.activation, name='activation')(*inputs)
+    h = ActivationLayer(self.activation, name='activation')(*inputs, train=train)
     h = get_norm(self.inner).layer('norm_inner')(h, train)
     # Behind a norm the second moment is 1, whatever the activation.
     consumes = self.activation if self.inner == 'none' else None

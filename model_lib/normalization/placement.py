@@ -314,6 +314,9 @@ def _defaults(mlp: Placed) -> dict[str, str]:
 
 def _check_residual(found: BlockSpec, row) -> None:
   """UserError where the row of the parametrization does not go with the placements."""
+  if row.placements == ('none',) and found.norms():
+    raise UserError(f'residual={row.name!r} does not go with {found.spec!r}: {row.reason}; '
+                    'the placement must be none, with no norm at the ends')
   for placed in (found.attention, found.mlp):
     belongs = PLACEMENTS[placed.placement].belongs_to
     if belongs and row.name.partition('(')[0] != belongs:
