@@ -17,13 +17,22 @@ convention; `Activation.source` says where a formula was taken from:
 
 from model_lib.activations import (  # noqa: F401  (each import registers a family)
     bounded,
+    conditioned,
     exponential,
     gated_exponential,
+    gated_learnable,
     gated_self,
     glu,
     learnable,
+    piecewise,
+    polynomial,
+    rational,
     rectified,
+    searched,
+    selection,
+    simplex,
     statistics_dependent,
+    stochastic,
 )
 from model_lib.activations.moments import Moments
 from model_lib.activations.registry import Activation, Parameter, aliases, get_activation, names

@@ -16,7 +16,8 @@ from model_lib.activations.numerics import EXPONENT_LIMIT, split_at_zero
 from model_lib.activations.registry import register
 
 
-@register(source='jax', aliases=('linear',), monotone='increasing', parity='odd')
+@register(source='jax', aliases=('linear',), duplicates=('blu', 'soft_exponential'),
+          monotone='increasing', parity='odd')
 def identity(x: jax.Array) -> jax.Array:
   """x."""
   return x
@@ -190,3 +191,71 @@ def symlog(x: jax.Array) -> jax.Array:
   left, right = split_at_zero(x)
   # The sum of both halves, not sign(x) times one: that has the derivative 0 at 0.
   return jnp.where(x < 0, -jnp.log1p(-left), jnp.log1p(right))
+
+
+@register(source='standard', overflow=True, monotone='increasing', parity='odd')
+def symexp(x: jax.Array) -> jax.Array:
+  """sign(x) (e^|x| - 1), the inverse of symlog.
+
+  Hafner et al. 2023, arXiv 2301.04104.
+  """
+  left, right = split_at_zero(x)
+  return jnp.where(x < 0, -jnp.expm1(-left), jnp.expm1(right))
+
+
+@register(source='kunc2024', kinks=(0.0,), jumps=(0.0,), aliases=('heaviside',),
+          monotone='increasing')
+def binary_step(x: jax.Array) -> jax.Array:
+  """1 for x >= 0, 0 for x < 0; its derivative is 0, so that nothing before it learns.
+
+  McCulloch & Pitts 1943.
+  """
+  return jnp.where(x >= 0, 1, jnp.where(jnp.isnan(x), x, 0)).astype(x.dtype)
+
+
+@register(source='kunc2024', positive=('a',), monotone='increasing', parity='odd')
+def rootsig(x: jax.Array, a: float = 1.0) -> jax.Array:
+  """a x / (1 + sqrt(1 + a^2 x^2))."""
+  scaled = a * x
+  return scaled / (1 + jnp.sqrt(1 + jnp.square(scaled)))
+
+
+@register(source='kunc2024', positive=('a',), monotone='increasing')
+def smooth_step(x: jax.Array, a: float = 2.0) -> jax.Array:
+  """0 for x <= -a / 2, 1 for x >= a / 2, 1/2 + 3 x / (2 a) - 2 x^3 / a^3 between.
+
+  Hazimeh et al. 2020, arXiv 2002.07772.
+  """
+  share = jnp.clip(x / a + 0.5, 0, 1)
+  return jnp.square(share) * (3 - 2 * share)
+
+
+@register(source='kunc2024', positive=('a',), monotone='increasing')
+def soft_clipping(x: jax.Array, a: float = 1.0) -> jax.Array:
+  """ln((1 + e^(a x)) / (1 + e^(a (x - 1)))) / a, a smooth min(max(x, 0), 1).
+
+  Klimek & Perelstein 2018, arXiv 1810.11509.
+  """
+  # f(x) = 1 - f(1 - x): the difference keeps its digits on the left.
+  low = jnp.where(x > 0.5, 1 - x, x)
+  below = (jax.nn.softplus(a * low) - jax.nn.softplus(a * (low - 1))) / a
+  return jnp.where(x > 0.5, 1 - below, below)
+
+
+def _srs_domain(a: float, b: float) -> tuple[float, float]:
+  # x / a + e^(-x / b) touches 0 on the left where a e <= b.
+  return (-1e4, 1e4) if a * math.e > b else (0.0, 1e4)
+
+
+@register(source='kunc2024', learnable=('a', 'b'), positive=('a', 'b'), domain=_srs_domain)
+def srs(
+    x: jax.Array, a: float | jax.Array = 2.0, b: float | jax.Array = 3.0,
+) -> jax.Array:
+  """x / (x / a + e^(-x / b)), between a b / (b - a e) and a.
+
+  Li & Zhou 2020, arXiv 2003.00547.
+  """
+  left, right = split_at_zero(x)
+  # Multiplied through by e^(x / b) on the left, where its inverse overflows.
+  decay = left * jnp.exp(left / b)
+  return jnp.where(x < 0, decay / (decay / a + 1), right / (right / a + jnp.exp(-right / b)))

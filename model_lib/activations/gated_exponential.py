@@ -32,7 +32,7 @@ def serf(x: jax.Array) -> jax.Array:
   return x * lax.erf(jax.nn.softplus(x))
 
 
-@register(source='kunc2024', aliases=('telu',))
+@register(source='kunc2024', aliases=('telu', 'telu@fernandez2024'))
 def tanhexp(x: jax.Array) -> jax.Array:
   """x tanh(e^x).
 
@@ -53,13 +53,15 @@ def loglogish(x: jax.Array) -> jax.Array:
   return -x * jnp.expm1(-jnp.exp(jnp.minimum(x, EXPONENT_LIMIT)))
 
 
-@register(source='das2025', aliases=('expexpish',))
-def golu(x: jax.Array) -> jax.Array:
-  """x exp(-e^-x).
+@register(source='das2025', aliases=('expexpish',), positive=('alpha', 'beta', 'gamma'))
+def golu(
+    x: jax.Array, alpha: float = 1.0, beta: float = 1.0, gamma: float = 1.0,
+) -> jax.Array:
+  """alpha x exp(-beta e^(-gamma x)).
 
   Das et al. 2025, arXiv 2502.03654.
   """
-  return x * jnp.exp(-jnp.exp(jnp.minimum(-x, EXPONENT_LIMIT)))
+  return alpha * x * jnp.exp(-beta * jnp.exp(jnp.minimum(-gamma * x, EXPONENT_LIMIT)))
 
 
 @register(source='kunc2024')

@@ -16,7 +16,7 @@ from model_lib.activations.numerics import split_at_zero
 from model_lib.activations.registry import register
 
 
-@register(source='jax', aliases=('gelu_exact',))
+@register(source='jax', aliases=('gelu_exact',), duplicates=('lambda_gelu', 'xgelu'))
 def gelu(x: jax.Array) -> jax.Array:
   """x Phi(x) with the exact normal CDF (torch's default; jax.nn's default is gelu_tanh).
 
@@ -44,7 +44,7 @@ def quick_gelu(x: jax.Array) -> jax.Array:
   return x * jax.nn.sigmoid(1.702 * x)
 
 
-@register(source='jax', aliases=('swish',), duplicates=('acon_c', 'swish_beta'))
+@register(source='jax', aliases=('swish',), duplicates=('acon_c', 'swish_beta', 'xsilu'))
 def silu(x: jax.Array) -> jax.Array:
   """x sigmoid(x).
 
@@ -77,7 +77,7 @@ def eanaf(x: jax.Array) -> jax.Array:
   return x * jax.nn.sigmoid(x - math.log(2))
 
 
-@register(source='kunc2024')
+@register(source='kunc2024', monotone='increasing')
 def double_silu(x: jax.Array) -> jax.Array:
   """x sigmoid(x sigmoid(x))."""
   return x * jax.nn.sigmoid(jax.nn.silu(x))
@@ -92,25 +92,25 @@ def dsilu(x: jax.Array) -> jax.Array:
   return jax.nn.sigmoid(x) * (1 + x * jax.nn.sigmoid(-x))
 
 
-@register(source='kunc2024')
-def logish(x: jax.Array) -> jax.Array:
-  """x ln(1 + sigmoid(x)).
+@register(source='kunc2024', positive=('alpha', 'beta'))
+def logish(x: jax.Array, alpha: float = 1.0, beta: float = 1.0) -> jax.Array:
+  """alpha x ln(1 + sigmoid(beta x)).
 
   Zhu et al. 2021.
   """
-  return x * jnp.log1p(jax.nn.sigmoid(x))
+  return alpha * x * jnp.log1p(jax.nn.sigmoid(beta * x))
 
 
-@register(source='kunc2024')
-def smish(x: jax.Array) -> jax.Array:
-  """x tanh(ln(1 + sigmoid(x))).
+@register(source='kunc2024', positive=('alpha', 'beta'))
+def smish(x: jax.Array, alpha: float = 1.0, beta: float = 1.0) -> jax.Array:
+  """alpha x tanh(ln(1 + sigmoid(beta x))).
 
   Wang et al. 2022.
   """
-  gate = jax.nn.sigmoid(x)
+  gate = jax.nn.sigmoid(beta * x)
   # tanh(ln(1 + s)) = ((1 + s)^2 - 1) / ((1 + s)^2 + 1), with the 1 cancelled by hand.
   square = gate * (2 + gate)
-  return x * square / (square + 2)
+  return alpha * x * square / (square + 2)
 
 
 @register(source='kunc2024', positive=('a',), aliases=('psgu',))
@@ -125,7 +125,7 @@ def sinsig(x: jax.Array) -> jax.Array:
   return x * jnp.sin(0.5 * math.pi * jax.nn.sigmoid(x))
 
 
-@register(source='kunc2024')
+@register(source='kunc2024', monotone='increasing', duplicates=('xatlu',))
 def calu(x: jax.Array) -> jax.Array:
   """x (1/2 + arctan(x) / pi), the gate is the Cauchy CDF."""
   # atan2(1, -x) = pi/2 + arctan(x) without the cancellation on the left.
@@ -185,3 +185,21 @@ def gcu(x: jax.Array) -> jax.Array:
 def asu(x: jax.Array) -> jax.Array:
   """x sin(x)."""
   return x * jnp.sin(x)
+
+
+@register(source='torch_activation', namesake_of='e_swish', monotone='decreasing')
+def exponential_swish(x: jax.Array) -> jax.Array:
+  """e^-x sigmoid(x) = sigmoid(-x)."""
+  return jax.nn.sigmoid(-x)
+
+
+@register(source='homa', namesake_of='msilu')
+def msilu_homa(x: jax.Array) -> jax.Array:
+  """x sigmoid(x) + e^(-x^2 - 1) / 4; another library adds another bump."""
+  return jax.nn.silu(x) + 0.25 * jnp.exp(-jnp.square(x) - 1)
+
+
+@register(source='torch_activation', namesake_of='msilu')
+def msilu_torch_activation(x: jax.Array) -> jax.Array:
+  """x sigmoid(x) + e^(-x^2 / 4); another library adds another bump."""
+  return jax.nn.silu(x) + jnp.exp(-0.25 * jnp.square(x))

@@ -31,7 +31,7 @@ def prelu(x: jax.Array, slope: float | jax.Array = 0.25) -> jax.Array:
   return jnp.where(x >= 0, x, slope * x)
 
 
-@register(source='ramachandran2017', learnable=('beta',), duplicates=('acon_c', 'silu'))
+@register(source='ramachandran2017', learnable=('beta',), duplicates=('acon_c', 'silu', 'xsilu'))
 def swish_beta(x: jax.Array, beta: float | jax.Array = 1.0) -> jax.Array:
   """x sigmoid(beta x).
 
@@ -53,7 +53,8 @@ def crrelu(x: jax.Array, epsilon: float | jax.Array = 0.01) -> jax.Array:
   return jax.nn.relu(x) + epsilon * x * jnp.exp(-0.5 * jnp.square(x))
 
 
-@register(source='ma2021', learnable=('p1', 'p2', 'beta'), duplicates=('silu', 'swish_beta'))
+@register(source='ma2021', learnable=('p1', 'p2', 'beta'),
+          duplicates=('silu', 'swish_beta', 'xsilu'))
 def acon_c(
     x: jax.Array, p1: float | jax.Array = 1.0, p2: float | jax.Array = 0.0,
     beta: float | jax.Array = 1.0,
@@ -143,3 +144,17 @@ def xielu(
   positive = jax.nn.softplus(raw_p) * jnp.square(x)
   negative = (beta + jax.nn.softplus(raw_n)) * (jnp.expm1(left) - left)
   return jnp.where(x > 0, positive, negative) + beta * x
+
+
+@register(source='huang2024', learnable=('raw_p', 'raw_n'))
+def xiprelu(
+    x: jax.Array, raw_p: float | jax.Array = math.log(math.expm1(0.8)),
+    raw_n: float | jax.Array = math.log(math.expm1(0.8)), beta: float = 0.5,
+) -> jax.Array:
+  """a_p x^2 + beta x for x > 0, a_n x^2 + beta x for x <= 0, with a_p = ln(1 + e^raw_p) and
+  a_n = ln(1 + e^raw_n); both start at 0.8.
+
+  Huang & Schlag 2024, arXiv 2411.13010.
+  """
+  curvature = jnp.where(x > 0, jax.nn.softplus(raw_p), jax.nn.softplus(raw_n))
+  return x * (curvature * x + beta)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from model_lib.activations.registry import register
+from model_lib.activations.registry import Bounds, register
 
 
-@register(source='jax', kinks=(0.0,), monotone='increasing')
+@register(source='jax', kinks=(0.0,), monotone='increasing',
+          duplicates=('frelu@kunc2024', 'plu'))
 def relu(x: jax.Array) -> jax.Array:
   """max(x, 0).
 
@@ -31,7 +32,8 @@ def relu6(x: jax.Array) -> jax.Array:
   return jax.nn.relu6(x)
 
 
-@register(source='jax', kinks=(0.0,), monotone=lambda slope: 'increasing' if slope >= 0 else '')
+@register(source='jax', kinks=(0.0,), monotone=lambda slope: 'increasing' if slope >= 0 else '',
+          duplicates=('dprelu', 'galu', 'melu'))
 def leaky_relu(x: jax.Array, slope: float = 0.01) -> jax.Array:
   """x for x >= 0, slope x for x < 0.
 
@@ -47,7 +49,7 @@ def very_leaky(x: jax.Array) -> jax.Array:
   return jax.nn.leaky_relu(x, 1 / 3)
 
 
-@register(source='kunc2024', kinks=(-1.0,), monotone='increasing')
+@register(source='kunc2024', kinks=(-1.0,), monotone='increasing', aliases=('srelu@clevert2015',))
 def shifted_relu(x: jax.Array) -> jax.Array:
   """max(x, -1).
 
@@ -123,3 +125,38 @@ def suish(x: jax.Array) -> jax.Array:
   """max(x, x e^-|x|)."""
   left = jnp.where(x > 0, 0, x)
   return jnp.where(x > 0, x, left * jnp.exp(left))
+
+
+@register(source='kunc2024', learnable=('n',), positive=('n',), kinks=lambda n: (0.0, n),
+          monotone='increasing', aliases=('brelu',))
+def relu_n(x: jax.Array, n: float | jax.Array = 1.0) -> jax.Array:
+  """min(max(x, 0), n)."""
+  return jnp.minimum(jax.nn.relu(x), n)
+
+
+@register(source='homa', bounds={'power': Bounds(1, 9)}, monotone='increasing',
+          kinks=lambda power: (0.0,) if power == 1 else ())
+def repu(x: jax.Array, power: float = 3.0) -> jax.Array:
+  """max(x, 0)^power; ReLU, ReQU (relu_squared) and ReCU are the powers 1, 2 and 3."""
+  positive = x > 0
+  raised = jnp.where(positive, x, 1)**power
+  # relu, not 0, on the left, so that nan stays nan.
+  return jnp.where(positive, raised, jax.nn.relu(x))
+
+
+@register(source='torch', kinks=lambda threshold, value: (threshold,),
+          jumps=lambda threshold, value: () if threshold == value else (threshold,),
+          monotone=lambda threshold, value: 'increasing' if value <= threshold else '')
+def threshold(x: jax.Array, threshold: float = 1.0, value: float = 0.0) -> jax.Array:
+  """x for x > threshold, else value (keras calls it ThresholdedReLU with value 0)."""
+  return jnp.where(x <= threshold, jnp.asarray(value, x.dtype), x)
+
+
+@register(source='kunc2024', learnable=('a',), positive=('a',), kinks=lambda a: (-a, 0.0, a),
+          parity='even', aliases=('mrelu',))
+def tent(x: jax.Array, a: float | jax.Array = 1.0) -> jax.Array:
+  """max(0, a - |x|).
+
+  Rozsa & Boult 2019, arXiv 1908.02435.
+  """
+  return jax.nn.relu(a - jnp.abs(x))

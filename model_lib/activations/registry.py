@@ -86,6 +86,7 @@ class Activation:
       `models.ActivationLayer` makes: calling it here is an error).
     parameters: the learnable numbers.
     constants: the fixed numbers and options, settable in the spec string.
+    bounds: what the settings are limited to; a missing one takes any finite number.
     kinks: where f' or f is discontinuous, at the parameters' first values.
     jumps: where f is discontinuous; also among the kinks.
     duplicates: registry names of the same function at the parameters' first values.
@@ -112,6 +113,7 @@ class Activation:
   kind: Kind
   parameters: tuple[Parameter, ...]
   constants: Mapping[str, float | bool | str]
+  bounds: Mapping[str, Bounds]
   kinks: Points
   jumps: Points
   duplicates: tuple[str, ...]
@@ -414,6 +416,7 @@ def _build(text: str) -> Activation:
       formula=entry.formula, paper=entry.paper, kind=entry.kind,
       parameters=tuple(Parameter(key, settings[key], per) for key in entry.learnable),
       constants=types.MappingProxyType({key: settings[key] for key in entry.constants}),
+      bounds=types.MappingProxyType(entry.bounds),
       kinks=entry.kinks(**settings), jumps=entry.jumps(**settings),
       monotone=entry.monotone(**settings), parity=entry.parity(**settings),
       domain=entry.domain(**settings), overflow=entry.overflow(**settings),
@@ -458,7 +461,8 @@ def _glu_of(call: spec_lib.Call) -> Activation:
       name='glu_of', source='shazeer2020', spec=f'glu_of({gate.spec})',
       formula=f'g(gate) * value, g(x) = {gate.formula}',
       paper='Shazeer 2020, arXiv 2002.05202', kind='gated', parameters=gate.parameters,
-      constants=gate.constants, kinks=gate.kinks, jumps=gate.jumps, monotone='', parity='',
+      constants=gate.constants, bounds=gate.bounds, kinks=gate.kinks, jumps=gate.jumps,
+      monotone='', parity='',
       domain=gate.domain, overflow=gate.overflow,
       duplicates=tuple(other for other, entry in sorted(_ENTRIES.items())
                        if entry.kind == 'gated' and entry.scalar is gate.function

@@ -21,8 +21,8 @@ import numpy as np
 
 DIGITS = 60
 # Around 0, ordinary values, and tails on which careless forms overflow.
-POINTS = (0.0, 1e-30, -1e-30, 1e-4, -1e-4, 0.3, -0.3, 1.0, -1.0, 2.5, -2.5, 10.0, -10.0, 88.0,
-          -88.0, 1e4, -1e4)
+POINTS = (0.0, 1e-30, -1e-30, 1e-4, -1e-4, 0.05, -0.05, 0.2, -0.2, 0.3, -0.3, 1.0, -1.0, 1.005, 2.5,
+          -2.5, 10.0, -10.0, 88.0, -88.0, 1e4, -1e4)
 REFERENCES: dict[str, Callable[..., mp.mpf]] = {}
 
 
@@ -56,16 +56,16 @@ def reference_slopes(
 
 
 def relative_error(
-    ours: np.ndarray, expected: np.ndarray, rtol: float = 2e-5, atol: float = 2e-36,
+    ours: np.ndarray, expected: np.ndarray, rtol: float = 2e-5, atol: float | np.ndarray = 2e-36,
 ) -> float:
   """The largest |ours - expected| / (atol + rtol |expected|); inf where only one is finite.
 
-  The default atol is 88 times more than what float32 arithmetic flushes to 0. A value that
-  float32 cannot hold must be the infinity of its sign.
+  The default atol is 88 times more than what float32 arithmetic flushes to 0. A number beyond
+  the range of `ours`' dtype must be the infinity of its sign.
   """
+  largest = float(jnp.finfo(ours.dtype).max)
   ours = np.asarray(ours, np.float64)
-  expected = np.where(np.abs(expected) > np.finfo(np.float32).max,
-                      np.copysign(np.inf, expected), expected)
+  expected = np.where(np.abs(expected) > largest, np.copysign(np.inf, expected), expected)
   same = ours == expected  # the infinities; their difference is no number
   with np.errstate(invalid='ignore'):
     error = np.abs(ours - expected) / (atol + rtol * np.abs(expected))
@@ -420,13 +420,13 @@ def dsilu(x):
 
 
 @_reference
-def logish(x):
-  return x * mp.log1p(_sigmoid(x))
+def logish(x, alpha=1.0, beta=1.0):
+  return alpha * x * mp.log1p(_sigmoid(beta * x))
 
 
 @_reference
-def smish(x):
-  return x * mp.tanh(mp.log1p(_sigmoid(x)))
+def smish(x, alpha=1.0, beta=1.0):
+  return alpha * x * mp.tanh(mp.log1p(_sigmoid(beta * x)))
 
 
 @_reference
@@ -505,8 +505,8 @@ def loglogish(x):
 
 
 @_reference
-def golu(x):
-  return x * _double(-x)
+def golu(x, alpha=1.0, beta=1.0, gamma=1.0):
+  return alpha * x * mp.exp(-beta * mp.exp(min(-gamma * x, mp.mpf(50))))
 
 
 @_reference
@@ -574,3 +574,388 @@ def xielu(x, raw_p=math.log(math.expm1(0.8)), raw_n=math.log(math.expm1(0.3)), b
     return _softplus(mp.mpf(raw_p)) * x**2 + beta * x
   negative = beta + _softplus(mp.mpf(raw_n))
   return negative * mp.expm1(x) - negative * x + beta * x
+
+
+@_reference
+def xiprelu(x, raw_p=math.log(math.expm1(0.8)), raw_n=math.log(math.expm1(0.8)), beta=0.5):
+  return _softplus(mp.mpf(raw_p if x > 0 else raw_n)) * x**2 + beta * x
+
+
+# The second half of the bounded ones and of the rectifiers.
+
+
+@_reference
+def symexp(x):
+  return mp.sign(x) * mp.expm1(abs(x))
+
+
+@_reference
+def binary_step(x, low=0, high=1):
+  return mp.mpf(high if x >= 0 else low)
+
+
+@_reference
+def rootsig(x, a=1.0):
+  return a * x / (1 + mp.sqrt(1 + mp.mpf(a)**2 * x**2))
+
+
+@_reference
+def smooth_step(x, a=2.0):
+  if abs(x) >= mp.mpf(a) / 2:
+    return mp.mpf(1 if x > 0 else 0)
+  return -2 * x**3 / mp.mpf(a)**3 + 3 * x / (2 * mp.mpf(a)) + mp.mpf(1) / 2
+
+
+@_reference
+def soft_clipping(x, a=1.0, edge=1):
+  return (_softplus(a * x) - _softplus(a * (x - edge))) / a
+
+
+@_reference
+def srs(x, a=2.0, b=3.0):
+  return x / (x / a + mp.exp(-x / b))
+
+
+@_reference
+def relu_n(x, n=1.0):
+  return _ramp(x, 0, n)
+
+
+@_reference
+def repu(x, power=3.0):
+  return _relu(x)**power if x > 0 else mp.mpf(0)
+
+
+@_reference
+def threshold(x, threshold=1.0, value=0.0):
+  return x if x > threshold else mp.mpf(value)
+
+
+@_reference
+def tent(x, a=1.0):
+  return _relu(a - abs(x))
+
+
+# Piecewise linear.
+
+
+@_reference(name='frelu@kunc2024')
+def flexible_relu(x, b=0.0):
+  return _relu(x) + b
+
+
+@_reference
+def dprelu(x, a=1.0, b=0.01):
+  return (a if x >= 0 else b) * x
+
+
+@_reference
+def dual_line(x, a=1.0, b=0.01, m=-0.22):
+  return (a if x >= 0 else b) * x + m
+
+
+@_reference
+def arelu(x, a=0.9, b=2.0, low=0.01, high=0.99):
+  return (1 + _sigmoid(mp.mpf(b))) * x if x >= 0 else _ramp(mp.mpf(a), low, high) * x
+
+
+@_reference
+def srelu(x, t_l=0.0, a_l=0.1, t_r=1.0, a_r=1.0):
+  if x >= t_r:
+    return t_r + a_r * (x - t_r)
+  return x if x > t_l else t_l + a_l * (x - t_l)
+
+
+@_reference
+def apl(x, a1=0.2, b1=0.5, a2=0.2, b2=-0.5):
+  return _relu(x) + a1 * _relu(b1 - x) + a2 * _relu(b2 - x)
+
+
+@_reference
+def plu(x, v1=0.0, v2=0.0, v3=0.0, v4=1.0, v5=2.0, first=-2, spacing=1):
+  values = [mp.mpf(v) for v in (v1, v2, v3, v4, v5)]
+  segment = int(min(max(mp.floor((x - first) / spacing), 0), 3))
+  share = (x - first) / spacing - segment
+  return values[segment] * (1 - share) + values[segment + 1] * share
+
+
+@_reference
+def melu(x, slope=0.01, a1=0.0, a2=0.0, a3=0.0, b1=-1.0, b2=-1 / 3, b3=1 / 3, c1=1.0, c2=1 / 2,
+         c3=1 / 3):
+  bumps = [a * _relu(c - abs(x - b)) for a, b, c in ((a1, b1, c1), (a2, b2, c2), (a3, b3, c3))]
+  return (x if x >= 0 else slope * x) + sum(bumps)
+
+
+@_reference
+def galu(x, slope=0.01, a1=0.0, a2=0.0, a3=0.0, b1=-1.0, b2=-1 / 3, b3=1 / 3, c1=1.0, c2=1 / 2,
+         c3=1 / 3):
+  bumps = [a * (_relu(c - abs(x - b)) + min(abs(x - b - 2 * mp.mpf(c)) - c, mp.mpf(0)))
+           for a, b, c in ((a1, b1, c1), (a2, b2, c2), (a3, b3, c3))]
+  return (x if x >= 0 else slope * x) + sum(bumps)
+
+
+# More of the ELU and softplus families.
+
+
+@_reference
+def pelu(x, a=1.0, b=1.0):
+  return a / mp.mpf(b) * x if x >= 0 else a * mp.expm1(x / b)
+
+
+@_reference
+def mpelu(x, a=1.0, b=1.0):
+  return x if x >= 0 else a * mp.expm1(b * x)
+
+
+@_reference
+def felu(x, a=1.0, base=2):
+  return x if x >= 0 else a * (mp.mpf(base)**(x / mp.log(base)) - 1)
+
+
+@_reference
+def pdelu(x, a=1.0, t=0.9):
+  t = mp.mpf(t)
+  return x if x > 0 else a * (_relu(1 + (1 - t) * x)**(1 / (1 - t)) - 1)
+
+
+@_reference
+def hard_elish(x, offset=1, width=2):
+  return (x if x >= 0 else mp.expm1(x)) * _ramp((x + offset) / width, 0, 1)
+
+
+@_reference
+def blu(x, beta=0.0):
+  return beta * (mp.sqrt(x**2 + 1) - 1) + x
+
+
+@_reference
+def soft_plus_plus(x, k=1.0, c=2.0, argument=2):
+  return _softplus(k * x) + x / c - mp.log(argument)
+
+
+@_reference
+def soft_exponential(x, a=0.0):
+  a = mp.mpf(a)
+  if a < 0:
+    return -mp.log(1 - a * (x + a)) / a
+  return mp.expm1(a * x) / a + a if a else x
+
+
+@_reference(name='telu@kunc2024')
+def tanh_elu(x, a=1.0):
+  return x * mp.tanh(a * x if x > 0 else mp.expm1(a * x))
+
+
+@_reference
+def delu(x, a=0.0, extra=0.5):
+  return (a + extra) * x + abs(mp.expm1(-x)) if x >= 0 else x * _sigmoid(x)
+
+
+@_reference(name='delu@torch_activation')
+def silu_or_line(x, n=1.0):
+  return x * _sigmoid(x) if x <= 0 else x * (n - 1)
+
+
+# More of x g(x).
+
+
+@_reference(name='e_swish@torch_activation')
+def exponential_swish(x):
+  return mp.exp(-x) * _sigmoid(x)
+
+
+@_reference(name='msilu@homa')
+def msilu_homa(x, height=0.25, offset=-1):
+  return x * _sigmoid(x) + height * mp.exp(-x**2 + offset)
+
+
+@_reference(name='msilu@torch_activation')
+def msilu_torch_activation(x, divisor=4):
+  return x * _sigmoid(x) + mp.exp(-x**2 / divisor)
+
+
+@_reference
+def lambda_gelu(x, hardness=1.0):
+  return x * _phi(hardness * x)
+
+
+@_reference
+def smu(x, a=0.25, b=25.0):
+  return ((1 + a) * x + (1 - a) * x * mp.erf(b * (1 - a) * x)) / 2
+
+
+@_reference
+def tanhsoft_1(x, a=1.0):
+  return mp.tanh(a * x) * _softplus(x)
+
+
+@_reference
+def tanhsoft_2(x, b=0.6, c=1.0):
+  return x * mp.tanh(b * mp.exp(min(c * x, mp.mpf(100))))
+
+
+@_reference
+def tanhsoft_3(x, a=1.0):
+  return mp.log1p(mp.exp(x) * mp.tanh(a * x))
+
+
+@_reference
+def aria2(x, alpha=1.5, beta=2.0):
+  return x * (1 + mp.exp(-beta * x))**-alpha
+
+
+@_reference
+def falu(x, a=0.5, b=1.0):
+  g = x * _sigmoid(b * x)
+  return g + a * _sigmoid(b * x) * (1 - g)
+
+
+@_reference
+def xatlu(x, alpha=0.0):
+  return x * ((mp.mpf(1) / 2 + mp.atan(x) / mp.pi) * (1 + 2 * mp.mpf(alpha)) - alpha)
+
+
+@_reference
+def xgelu(x, alpha=0.0):
+  return x * (_phi(x) * (1 + 2 * mp.mpf(alpha)) - alpha)
+
+
+@_reference
+def xsilu(x, alpha=0.0):
+  return x * (_sigmoid(x) * (1 + 2 * mp.mpf(alpha)) - alpha)
+
+
+@_reference
+def eis_1(x, delta=1.16):
+  return x * _softplus(x) / (x + delta * mp.exp(-x))
+
+
+@_reference
+def eis_2(x):
+  return x * _softplus(x) / mp.sqrt(1 + x**2)
+
+
+@_reference
+def eis_3(x, delta=0.68, theta=1.7):
+  return x / (1 + delta * mp.exp(-theta * x))
+
+
+# Found by search.
+
+
+@_reference
+def max_sigmoid(x):
+  return max(x, _sigmoid(x))
+
+
+@_reference
+def cos_minus_x(x):
+  return mp.cos(x) - x
+
+
+@_reference
+def min_sin(x):
+  return min(x, mp.sin(x))
+
+
+@_reference
+def arctan_squared_minus_x(x):
+  return mp.atan(x)**2 - x
+
+
+@_reference
+def max_tanh(x):
+  return max(x, mp.tanh(x))
+
+
+@_reference
+def sinc_plus_x(x):
+  return (mp.sin(x) / x if x else mp.mpf(1)) + x
+
+
+@_reference
+def x_asinh_squared(x):
+  return x * mp.asinh(x)**2
+
+
+# Polynomials, Fourier sums and rational functions.
+
+
+@_reference
+def ncu(x):
+  return x - x**3
+
+
+@_reference
+def squ(x):
+  return x**2 + x
+
+
+_PEAK = 1 / math.sqrt(2 * math.pi)
+
+
+@_reference
+def slaf(x, a0=3 / 8 * _PEAK, a1=1 / 2, a2=3 / 4 * _PEAK, a3=0.0, a4=-1 / 24 * _PEAK, a5=0.0):
+  return sum(a * x**i for i, a in enumerate((a0, a1, a2, a3, a4, a5)))
+
+
+@_reference
+def chebyshev(x, a0=1 / math.pi, a1=1 / 2, a2=2 / (3 * math.pi), a3=0.0):
+  return sum(a * mp.chebyt(i, x) for i, a in enumerate((a0, a1, a2, a3)))
+
+
+@_reference
+def hermite(x, a0=_PEAK, a1=1 / 2, a2=_PEAK / 2, a3=0.0):
+  # mpmath has the physicists' polynomials: He_n(x) = 2^(-n/2) H_n(x / sqrt 2).
+  return sum(a * mp.hermite(i, x / mp.sqrt(2)) / mp.sqrt(2)**i
+             for i, a in enumerate((a0, a1, a2, a3)))
+
+
+@_reference
+def legendre(x, a0=1 / 4, a1=1 / 2, a2=5 / 16, a3=0.0):
+  # By the recursion (n + 1) P_{n+1} = (2 n + 1) x P_n - n P_{n-1}.
+  p = [mp.mpf(1), x]
+  for n in (1, 2):
+    p.append(((2 * n + 1) * x * p[n] - n * p[n - 1]) / (n + 1))
+  return sum(a * p[i] for i, a in enumerate((a0, a1, a2, a3)))
+
+
+@_reference
+def fourier(x, a=math.pi / 4, b1=-2 / math.pi, b2=0.0, b3=-2 / (9 * math.pi), c1=1.0, c2=-1 / 2,
+            c3=1 / 3, omega=1.0):
+  return a + sum(b * mp.cos(j * omega * x) + c * mp.sin(j * omega * x)
+                 for j, b, c in ((1, b1, c1), (2, b2, c2), (3, b3, c3)))
+
+
+_P = {'a0': 0.033582614, 'a1': 0.505, 'a2': 1.651314741, 'a3': 0.505 * 3.969339239,
+      'a4': 0.927935630, 'a5': 0.505 * 0.300073911}
+_Q = {'b1': 0.0, 'b2': 3.969339239, 'b3': 0.0, 'b4': 0.300073911}
+
+
+def _terms(x, settings, defaults, letter, degrees):
+  """The terms c_i x^i of a polynomial whose coefficients are settings called a0, a1 ..."""
+  return [settings.get(f'{letter}{i}', defaults[f'{letter}{i}']) * x**i for i in degrees]
+
+
+@_reference
+def rational_a(x, one=1.0, **settings):
+  inner = sum(abs(term) for term in _terms(x, settings, _Q, 'b', range(1, 5)))
+  return sum(_terms(x, settings, _P, 'a', range(6))) / (one + inner)
+
+
+@_reference
+def rational_b(x, one=1.0, **settings):
+  inner = sum(_terms(x, settings, _Q, 'b', range(1, 5)))
+  return sum(_terms(x, settings, _P, 'a', range(6))) / (one + abs(inner))
+
+
+@_reference
+def rational_c(x, epsilon=0.1, **settings):
+  inner = sum(_terms(x, settings, {**_Q, 'b0': 0.9}, 'b', range(5)))
+  return sum(_terms(x, settings, _P, 'a', range(6))) / (epsilon + abs(inner))
+
+
+@_reference
+def rational_n(x, one=1.0, **settings):
+  inner = sum(_terms(x, settings, _Q, 'b', range(1, 5)))
+  return sum(_terms(x, settings, _P, 'a', range(6))) / (one + inner)
