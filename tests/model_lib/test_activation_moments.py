@@ -151,7 +151,7 @@ def test_moments_agree_with_closed_forms(spec, key, exact):
   assert getattr(get_activation(spec).moments(), key) == pytest.approx(exact, rel=1e-9)
 
 
-@pytest.mark.parametrize('name', names())
+@pytest.mark.parametrize('name', [n for n in names() if get_activation(n).scalar])
 def test_moments_agree_with_a_trapezoid_rule_and_differences(name):
   activation = get_activation(name)
   params = {parameter.name: parameter.init for parameter in activation.parameters}

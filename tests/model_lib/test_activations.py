@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from model_lib.activations import aliases, get_activation, names
+from model_lib.activations.registry import KINDS
 from model_lib.errors import UserError
 
 
@@ -19,15 +20,17 @@ def _inputs(activation, shape=(4, 3), dtype=jnp.float32):
 
 
 def test_the_registry_is_large_sorted_and_documented():
-  assert len(names()) >= 60
+  assert len(names()) >= 160
   assert list(names()) == sorted(set(names()))
   assert not set(aliases()) & set(names())
   for name in names():
     activation = get_activation(name)
-    assert activation.spec == str(activation) == activation.name == name
-    assert activation.id == f'{name}@{activation.source}'
+    assert activation.spec == str(activation) == name
+    # Where another function owns the name, or nobody does, the source is part of the spec.
+    assert name in (activation.name, activation.id)
+    assert activation.id == f'{activation.name}@{activation.source}'
     assert activation.formula and activation.source
-    assert activation.kind in ('pointwise', 'statistics', 'gated')
+    assert activation.kind in KINDS
     assert set(activation.jumps) <= set(activation.kinks)
     assert get_activation(activation.id) == activation
 
@@ -44,8 +47,21 @@ def test_conventions_that_differ_between_frameworks_are_named():
 
 def test_an_alias_is_its_entry():
   assert get_activation('swish') == get_activation('silu')
-  assert all(get_activation(alias).name == name for alias, name in aliases().items())
+  assert all(get_activation(alias).spec == name for alias, name in aliases().items())
   assert get_activation('telu').spec == 'tanhexp'
+
+
+@pytest.mark.parametrize('spec, canonical', [
+    ('telu', 'tanhexp'), ('telu@fernandez2024', 'tanhexp'), ('telu@kunc2024', 'telu@kunc2024'),
+    ('srelu', 'srelu'), ('srelu@clevert2015', 'shifted_relu'), ('e_swish', 'e_swish'),
+    ('e_swish@alcaide2018', 'e_swish'), ('e_swish@torch_activation', 'e_swish@torch_activation'),
+    ('delu@kunc2024', 'delu'), ('msilu@homa', 'msilu@homa'), ('frelu@kunc2024(b=1)',
+                                                              'frelu@kunc2024(b=1.0)'),
+])
+def test_functions_of_one_name_are_told_apart_by_their_source(spec, canonical):
+  activation = get_activation(spec)
+  assert activation.spec == canonical
+  assert activation.name == canonical.partition('(')[0].partition('@')[0]
 
 
 @pytest.mark.parametrize('spec, canonical', [
@@ -78,7 +94,15 @@ def test_settings_reach_the_function():
 
 @pytest.mark.parametrize('spec, words', [
     ('gleu', ["unknown activation 'gleu'", "'gelu'"]),
+    ('gelo', ["'gelu'", "'golu'"]),
     ('qqqqq', ["unknown activation 'qqqqq'"]),
+    ('msilu', ['different formula in each source', 'msilu@homa or msilu@torch_activation']),
+    ('telu@jax', ["'telu@kunc2024'", "'telu@fernandez2024'"]),
+    ('leaky_relu(slope=x)', ['slope must be a finite number, not x']),
+    ('relu_n(n=-1)', ['n must be above 0, not -1']),
+    ('repu(power=0.5)', ['power must be at least 1 and at most 9, not 0.5']),
+    ('pdelu(t=1)', ['t must be at least 0 and below 1, not 1']),
+    ('ash(k=-3)', ["no setting 'k'; it has 'z', 'alpha'"]),
     ('gelu@torch', ["'gelu@jax'"]),
     ('crrelu(epsilom=0.1)', ["no setting 'epsilom'", "nearest: 'epsilon'"]),
     ('relu(per=layer)', ["no setting 'per'", 'no settings']),
