@@ -38,7 +38,8 @@ class MLP(nn.Module):
     layers = range(len(self.widths))
     return tuple(site for i in layers for site in (
       Site(f'layers.{i}.norm', 'placement', self.norm, channels=self.widths[i]),
-      Site(f'layers.{i}.activation', 'activation', self.activation, second_kernel=True)))
+      Site(f'layers.{i}.activation', 'activation', self.activation, channels=self.widths[i],
+           second_kernel=True)))
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -112,13 +112,15 @@ class ResMLP(nn.Module):
                       "take nonlinearity='pre' or 'post', or block_depth=2")
     spec = without_attention('resmlp', self.norm, self.parametrization)
     count = self.block_depth - (self.nonlinearity == 'between')
-    inner = {'between': (0,), 'pre': (1,), 'post': (0,)}[self.nonlinearity]
+    # Which activations stand between two kernels.
+    inner = {'between': (0,), 'pre': (1,), 'post': (0,)}[self.nonlinearity][:self.block_depth - 1]
     found = []
     for i in range(self.depth):
       found.append(Site(f'blocks.{i}.norm', 'placement', spec.mlp.at(i + 1, self.depth).spec,
                         channels=self.width, residual=True, kernels=self.block_depth))
       found += [Site(f'blocks.{i}.activation.{n}', 'activation', self.activation,
-                     second_kernel=self.block_depth == 2 and n in inner,
+                     channels=self.width * (self.ratio if n in inner else 1),
+                     second_kernel=n in inner,
                      keeps_channels=self.nonlinearity == 'post' and n == count - 1)
                 for n in range(count)]
     return (*found, *end_sites(spec, channels=self.width))

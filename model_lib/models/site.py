@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import re
 
+import jax
+import jax.numpy as jnp
+
 from model_lib.errors import UserError
-from model_lib.models.activation_layer import branches, is_gated
+from model_lib.models.activation_layer import ActivationLayer, branches, is_gated
 from model_lib.normalization import BlockSpec, block, get_norm
 from model_lib.normalization.placement import placed_norm
 
 ACTIVATION, NORM, PLACEMENT = 'activation', 'norm', 'placement'
 WHOLE = ('parallel', 'resi_dual', 'ngpt')  # `mix` stands at the sites as pre and post
+
+# Axes before the channels of an array to try a layer on.
+_SHAPES = {'': (4,), 'tokens': (4, 3), 'pixels': (4, 3, 3)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,14 +103,16 @@ def check(model: str, sites: Sequence[Site], norm: str, parametrization: str) ->
   for site in sites:
     where = f'{model}: {site.path} is {site.spec!r}, '
     if site.kind == ACTIVATION:
-      _check_activation(where, site, [s for s in sites if s.second_kernel])
+      _check_activation(where, site, None if gated else site.channels,
+                        [s for s in sites if s.second_kernel])
     else:
       _check_norm(where, site, None if gated else site.channels)
       if site.kind == PLACEMENT:
         _check_placement(where, site, block(norm, parametrization).placement, parametrization)
 
 
-def _check_activation(where: str, site: Site, gateable: Sequence[Site]) -> None:
+def _check_activation(where: str, site: Site, channels: int | None,
+                      gateable: Sequence[Site]) -> None:
   for activation in branches(site.spec):
     if activation.kind == 'gated' and not site.second_kernel:
       fits = f'it fits at: {summary(gateable)}' if gateable else 'take one of one array'
@@ -114,6 +123,8 @@ def _check_activation(where: str, site: Site, gateable: Sequence[Site]) -> None:
     if site.keeps_channels and activation.width_factor != 1:
       raise UserError(f'{where}which has {activation.width_factor:g} times the channels of its '
                       'input, and they are added to the stream; take one that keeps them')
+    if activation.kind not in ('pointwise', 'gated') and channels:
+      _fit(where, ACTIVATION, site.spec, _SHAPES[site.positions] + (channels,))
 
 
 def _check_placement(where: str, site: Site, whole: str, parametrization: str) -> None:
@@ -138,9 +149,24 @@ def _check_norm(where: str, site: Site, channels: int | None) -> None:
   if site.causal and not norm.causal:
     raise UserError(f'{where}which lets a position see later ones '
                     f'(statistics over {norm.statistics}); take layer or rms')
-  groups = dict(norm.options).get('groups')
-  if groups and channels and channels % groups:
-    fits = [n for n in range(1, channels + 1) if channels % n == 0]
-    near = min(fits, key=lambda n: abs(n - groups))
-    raise UserError(f'{where}and its {channels} channels do not divide into {groups} groups; '
-                    f'take e.g. {norm.name}(groups={near})')
+  if norm.name != 'none' and channels:
+    _fit(where, NORM, norm.spec, _SHAPES[site.positions] + (channels,))
+
+
+def _fit(where: str, kind: str, spec: str, shape: tuple[int, ...]) -> None:
+  """Lets the layer itself say whether it can take an array of the shape."""
+  try:
+    _trace(kind, spec, shape)
+  except UserError as error:
+    raise UserError(f'{where}and {error}') from None
+
+
+@functools.lru_cache(maxsize=None)
+def _trace(kind: str, spec: str, shape: tuple[int, ...]) -> None:
+  layer = get_norm(spec).layer() if kind == NORM else ActivationLayer(spec)
+
+  def init(x):
+    keys = {'params': jax.random.key(0), 'noise': jax.random.key(0)}
+    return layer.init(keys, x, train=True)
+
+  jax.eval_shape(init, jax.ShapeDtypeStruct(shape, jnp.float32))

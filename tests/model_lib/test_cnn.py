@@ -46,7 +46,8 @@ def test_every_config_builds() -> None:
   """With one block per stage. A projection has a kernel of size 1 and a norm more."""
   x = np.zeros((2, 8, 8), np.float32)
   small = {'blocks': 1, 'widths': (16, 32)}
-  for config in CONFIGS.values():
+  for config in (*CONFIGS.values(), {
+      'activation': 'funnel_relu', 'init_gain': False, 'norm': 'post:group(4)'}):
     assert _shapes(x, True, **{**config, **small})['params']['head']['kernel'].shape == (32, 10)
   assert (_size(_shapes(x, shortcut='project', **small)) - _size(_shapes(x, **small))
           == 16 * 32 + 2 * 32)

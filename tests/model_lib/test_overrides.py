@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import jax
 import pytest
 
+from model_lib import models
 from model_lib.errors import UserError
 from model_lib.models import overrides
 from model_lib.models.site import Site, summary
+from tests.model_lib import model_cases as cases
 
 SITES = (
   Site('stem.norm', 'norm', 'batch'),
@@ -89,3 +92,37 @@ def test_summary() -> None:
   assert summary(SITES[1:2]) == 'blocks.0.attention.norm'
   pairs = [Site(f'blocks.{i}.activation.{n}', 'activation', 'relu') for i in (1, 2) for n in (0, 1)]
   assert summary(pairs) == 'blocks.1-2.activation.0-1'
+
+
+@pytest.mark.parametrize('name', models.NAMES)
+def test_an_override_of_everything_is_the_attribute(name) -> None:
+  """The same program, letter by letter; an override of one place is neither."""
+  x = cases.inputs(name)
+  sizes = {**cases.SIZES[name], 'activation': 'tanh', 'norm': 'pre:layer'}
+
+  def program(**kwargs):
+    model = models.build(name, **{**sizes, **kwargs})
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+    return str(jax.make_jaxpr(lambda v: model.apply(v, x, train=False))(shapes))
+
+  plain = program()
+  assert plain == program(overrides=('activation: tanh', 'norm: layer'))
+  for attribute, everything, one in (
+      ({'activation': 'relu'}, 'activation: relu', '.0.activation: relu'),
+      ({'norm': 'pre:rms'}, 'norm: rms', '.0.norm: rms')):
+    one = ('layers' if name == 'mlp' else 'blocks') + one
+    programs = [plain, program(**attribute), program(overrides=(one,))]
+    assert program(overrides=(everything,)) == programs[1]
+    # The one block of three of the models has their only activation.
+    only = 'activation' in attribute and name in ('resmlp', 'vit', 'gpt')
+    assert len(set(programs)) == (2 if only else 3)
+
+
+def test_sites() -> None:
+  model = models.build('gpt', depth=2, overrides=('blocks.1: post:rms', 'blocks.0: relu^2'))
+  found = {site.path: site.spec for site in models.sites(model)}
+  assert found == {
+    'blocks.0.attention.norm': 'pre:layer(eps=1e-05)', 'blocks.0.mlp.norm': 'pre:layer(eps=1e-05)',
+    'blocks.0.mlp.activation': 'relu^2', 'blocks.1.attention.norm': 'post:rms',
+    'blocks.1.mlp.norm': 'post:rms', 'blocks.1.mlp.activation': 'gelu',
+    'final.norm': 'layer(eps=1e-05)'}

@@ -26,7 +26,8 @@ STEPS, K = 6, 3
 @pytest.fixture(scope='module', params=MODELS)
 def trained(request, tmp_path_factory):
   """(engine of two members, both trained together)."""
-  engine = Engine(MODELS[request.param], chunk=2, k=K, steps=STEPS, streams=2)
+  engine = Engine(MODELS[request.param], chunk=2, k=K, steps=STEPS, streams=2,
+                  evaluates=request.param == 'mlp')
   return engine, engine.train(members(2), tmp_path_factory.mktemp(request.param))
 
 
@@ -73,6 +74,7 @@ def test_the_statistics_go_through_a_checkpoint(trained, tmp_path) -> None:
   assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.parametrize('trained', ['mlp'], indirect=True)
 def test_evaluation_uses_the_running_statistics(trained) -> None:
   """The means of the engine are those of the model at inference with the state's statistics."""
   engine, together = trained
