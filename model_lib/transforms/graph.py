@@ -1,10 +1,11 @@
-"""Finds normalizations in the graph of a function: a proof that none is left.
+"""Finds normalizations in the graph of a function, or says that none is left.
 
 A normalization divides by something that depends on the data. In a jaxpr that is one of: rsqrt,
 sqrt, cbrt, pow, a negative integer power, log (a power is exp of a log), or a division whose
 divisor depends on the data. One quotient is let through: a softmax, exp(a) over the sum of the
-same exp(a). Whatever cannot be looked into is a finding too. So no finding is a proof, while a
-finding may also be an activation with a root or a quotient (softsign, squareplus).
+same exp(a). A callback or foreign call, which cannot be looked into, is a finding too. A finding
+may also be an activation with a root or a quotient (softsign, squareplus). Not looked for: matrix
+factorizations and solves (whitening), and log1p, which softplus needs.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Finding:
 
 
 def find_normalizations(function: Callable, *args) -> tuple[Finding, ...]:
-  """The operations of function(*args) that may normalize; () proves that there are none.
+  """The operations of function(*args) that may normalize; () where there is none of them.
 
   All of `args` counts as data, what the function closes over as constant: pass a model's
   variables as an argument, and a batch norm's running variance is found as well.
