@@ -17,6 +17,7 @@ from launch.study import plotting
 from model_lib.analysis import statistics
 
 REFERENCE = 'relu'
+HIGHEST = 10  # times the reference's best loss: the top of the axis of the learning rates
 HIGHLIGHT = ('relu', 'gelu', 'silu', 'crrelu', 'ash', 'identity')
 
 
@@ -72,7 +73,7 @@ def learning_rate_sensitivity(results: pd.DataFrame) -> Figure:
 
   A learning rate at which any run diverged has no point: its line stops there. A ring marks
   the best of each line. The loss is drawn over the model's best reference loss, so that models
-  share an axis.
+  share an axis; a triangle at the top stands for more than HIGHEST, which would flatten all else.
 
   Args:
     results: uses the phase 'selection'.
@@ -89,8 +90,10 @@ def learning_rate_sensitivity(results: pd.DataFrame) -> Figure:
       for index, model in enumerate(models):
         line = (table.get((model, name), pd.Series(dtype=float)) / scale[model]).reindex(factors)
         color = plotting.PALETTE[index]
-        axes.plot(factors, line, marker='o', markersize=3, color=color,
+        axes.plot(factors, line.clip(upper=HIGHEST), marker='o', markersize=3, color=color,
                   linestyle=plotting.DASHES[index], label=model)
+        above = line[line > HIGHEST]
+        axes.plot(above.index, [HIGHEST] * len(above), '^', markersize=7, color=color)
         if line.notna().any():
           axes.plot([line.idxmin()], [line.min()], 'o', markersize=8, markerfacecolor='none',
                     markeredgecolor=color)
@@ -101,7 +104,7 @@ def learning_rate_sensitivity(results: pd.DataFrame) -> Figure:
       axes.margins(x=0.15)
     if panels:
       plotting.plain_log_axis(panels[0])  # the others share it
-    base = f'multiple of {REFERENCE}\'s best'
+    base = f'multiple of {REFERENCE}\'s best; triangle: above {HIGHEST}'
     plotting.label_figure(figure, panels, x='learning rate (multiple of the base)',
                           y=f'validation loss ({base})')
   return figure
