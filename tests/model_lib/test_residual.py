@@ -11,12 +11,13 @@ import pytest
 from model_lib import models
 from model_lib.analysis.residual_growth import residual_variance
 from model_lib.errors import UserError
+from model_lib.models.admin import init_omegas
 from model_lib.models.linear import Linear
 from model_lib.models.residual import Stack
 from model_lib.models.sphere import project
 from model_lib.normalization import block
 from model_lib.normalization.placement import stem_norms
-from model_lib.parametrization import get_parametrization
+from model_lib.parametrization import Branch, get_parametrization
 from tests.model_lib import model_cases as cases
 
 BLOCKS, CHANNELS, EPS = 4, 5, 1e-5
@@ -229,7 +230,9 @@ def test_the_start_of_every_labelled_kernel(row, norm, expected) -> None:
   dim = 64
   model = models.build('gpt', dim=dim, vocab=200, length=8, depth=2, heads=2, norm=norm,
                        parametrization=row)
-  params = cases.flat(cases.init(model, jnp.zeros((1, 4), jnp.int32))['params'])
+  # Not compiled as a whole: the rows share the compiled operations.
+  params = cases.flat(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32),
+                                 train=False)['params'])
   query, key, value = np.split(params['blocks/attention_1/qkv/kernel'], 3, axis=1)
   kernels = {'query': query, 'key': key, 'value': value,
              'mixed': params['blocks/attention_1/out/kernel'],
@@ -240,6 +243,26 @@ def test_the_start_of_every_labelled_kernel(row, norm, expected) -> None:
     unit = dim ** -0.5 if not (name == 'out' and 'deepnorm' not in row) else (4 * dim) ** -0.5
     np.testing.assert_allclose(kernels[name].std(), factor * unit,
                                rtol=5 / np.sqrt(2 * kernels[name].size))
+
+
+def test_the_profiling_pass_of_admin() -> None:
+  model = Model('post:layer', 'admin')
+  x = np.random.default_rng(0).normal(size=(3, CHANNELS))
+  variables = model.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
+  found = init_omegas(lambda v: model.apply(v, jnp.asarray(x, jnp.float32)), variables)['params']
+  r, square = Reference(variables['params']), 1.0
+  for i in range(BLOCKS):
+    for n in (f'attention_{i}', f'mlp_{i}'):
+      np.testing.assert_allclose(found[f'residual_{n}']['omega'], np.full(CHANNELS, square ** 0.5),
+                                 rtol=1e-4)
+      f = r.f(n, x)
+      x, square = r.norm(n, square ** 0.5 * x + f), square + f.var(-1).mean()
+  assert square > 2
+  np.testing.assert_array_equal(found['mlp_0']['w'], variables['params']['mlp_0']['w'])
+  plain = Model('post:layer', 'sp')
+  with pytest.raises(UserError, match='admin'):
+    init_omegas(lambda v: plain.apply(v, jnp.ones((1, CHANNELS))),
+                plain.init(jax.random.key(0), jnp.ones((1, CHANNELS))))
 
 
 # What is refused.
@@ -312,8 +335,8 @@ def test_the_projection_of_ngpt() -> None:
 # The variance of the stream.
 
 
-class Branches(nn.Module):
-  """48 two-matrix branches without biases on a stream of 256 features."""
+class OneBlock(nn.Module):
+  """The first of 48 blocks of a two-matrix branch without biases, on a stream of 256 features."""
 
   norm: str
   residual: str
@@ -323,11 +346,8 @@ class Branches(nn.Module):
   @nn.compact
   def __call__(self, x):
     stack = Stack(self.norm, self.residual, 48, per_block=1)
-    stream = stack.start(x, False)
-    for i in range(48):
-      stream = stack.block(stream, i, {'mlp': TwoMatrices(self.activation, self.he,
-                                                          name=f'mlp_{i}')}, False)
-    return stream.x
+    branch = TwoMatrices(self.activation, self.he, name='mlp_0')
+    return stack.block(stack.start(x, False), 0, {'mlp': branch}, False).x
 
 
 class TwoMatrices(nn.Module):
@@ -347,24 +367,32 @@ class TwoMatrices(nn.Module):
 
 def _measured(norm: str, residual: str, activation: str, he: bool) -> tuple[float, float]:
   """Mean over 8 seeds and 64 inputs: the last stream's variance, the input's of the last norm."""
-  model, seen = Branches(norm, residual, activation, he), []
-
-  def variance(x):
-    return jnp.var(x, axis=-1).mean()
+  model, row = OneBlock(norm, residual, activation, he), get_parametrization(residual)
+  # One program for all blocks: what differs between them is a swept number.
+  factors = [row.factors(Branch(i + 1, 48, per_block=1)) for i in range(48)]
+  hp = {name: jnp.asarray([f[name] for f in factors], jnp.float32) for name in factors[0]}
+  seen = []
 
   def watch(run, args, kwargs, context):
     if type(context.module).__name__ == 'LayerNorm':
-      seen.append(variance(args[0]))
+      seen.append(args[0])
     return run(*args, **kwargs)
 
-  def one(key):
-    x = jax.random.normal(jax.random.fold_in(key, 1), (64, 256))
-    seen.clear()
-    with nn.intercept_methods(watch):
-      y, _ = model.init_with_output(key, x)
-    return variance(y), seen[-1]
+  def join(x, block):
+    key, hp = block
+    y, _ = model.apply({'hp': {'factors_mlp_0': hp}}, x, rngs={'params': key},
+                       mutable=['params', 'hp'])
+    return y, jnp.var(seen[-1], axis=-1).mean()
 
-  last, entering = jax.vmap(one)(jax.random.split(jax.random.key(0), 8))
+  def one(key):
+    x = jax.random.normal(key, (64, 256))
+    keys = jax.random.split(jax.random.fold_in(key, 1), 48)
+    y, entering = jax.lax.scan(join, x, (keys, hp))
+    return jnp.var(y, axis=-1).mean(), entering[-1]
+
+  with nn.intercept_methods(watch):
+    last, entering = jax.jit(lambda keys: jax.lax.map(one, keys))(
+      jax.random.split(jax.random.key(0), 8))
   return float(last.mean()), float(entering.mean())
 
 
