@@ -82,11 +82,13 @@ def _check_sites(name: str, model) -> None:
   """What the strings name, and whether it fits where it stands."""
   from model_lib.models.activation_layer import consumer_gains
   from model_lib.models.site import ACTIVATION, check
+  from model_lib.normalization.placement import stem_norms
   from model_lib.normalization.weight import get_weight_norm
   from model_lib.parametrization import get_parametrization
 
   get_parametrization(model.parametrization)
   get_weight_norm(getattr(model, 'weight', 'none'))
+  stem_norms(getattr(model, 'stem_norm', 'none'))
   resolved = sites(model)
   check(name, resolved, model.norm, model.parametrization)
   for spec in dict.fromkeys(site.spec for site in resolved if site.kind == ACTIVATION):
