@@ -158,8 +158,9 @@ def test_bfloat16_stays(name) -> None:
   narrow, state = jax.jit(lambda params: model.apply(
     {'params': params}, x, train=False, capture_intermediates=True,
     mutable=['intermediates']))(params)
-  dtypes = {path: leaf[0].dtype for path, leaf in flax.traverse_util.flatten_dict(
-    state['intermediates'], sep='/').items() if name == 'gpt' or 'position' not in path}
+  dtypes = {path: array.dtype for path, leaf in flax.traverse_util.flatten_dict(
+    state['intermediates'], sep='/').items() if name == 'gpt' or 'position' not in path
+            for array in jax.tree.leaves(leaf)}
   assert len(dtypes) > 5
   assert {path for path, dtype in dtypes.items() if dtype != jnp.bfloat16} == set()
   np.testing.assert_allclose(np.asarray(narrow, np.float32), wide, atol=0.05 * np.abs(wide).max())
