@@ -140,7 +140,9 @@ class Stack:
                            before + (0 if parallel else number))
       trained = shared or (row.learned and kind in row.learned.kinds and Trained(
         row.learned, branch, name=f'residual_{sublayer.name}'))
-      fixed = Fixed(self.parametrization, branch, name=f'factors_{sublayer.name}')()
+      # Without a factor there is no module, which whoever captures intermediates would meet.
+      fixed = Fixed(self.parametrization, branch, name=f'factors_{sublayer.name}')() if (
+        row.factors(branch)) else {}
       join = _Join(at, kind, sublayer, row.learned if trained else None, trained, fixed, train)
       # With `parallel` each branch reads the x before the block, and the last sum has them all.
       joined = join(joined, stream.x if parallel else joined.x, shortcut)
