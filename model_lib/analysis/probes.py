@@ -222,7 +222,7 @@ def _forward_stats(recording: Recording, variables: Mapping, chosen: re.Pattern)
   return Stats(
     _values({call.site: call.output for call in calls}),
     _values({f'{number:03d} {name}': x
-             for number, (name, x) in enumerate(_stream(recording.calls))}),
+             for number, (name, x) in enumerate(residual_stream(recording.calls))}),
     saturated, {site: sums for site, sums in recording.attention.items()
                 if chosen.fullmatch(site)}, {}, None)
 
@@ -274,7 +274,7 @@ def _entropy(q: jax.Array, k: jax.Array, multiplier: jax.Array | float,
                for part in (share, entropy))
 
 
-def _stream(calls: Sequence[Call]) -> list[tuple[str, jax.Array]]:
+def residual_stream(calls: Sequence[Call]) -> list[tuple[str, jax.Array]]:
   """The residual stream before each sublayer of a `models.residual.Stack`, and behind the last.
 
   A sublayer X is an outermost module that knows its `branch`. Its norm on the input, or else X
