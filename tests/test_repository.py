@@ -125,8 +125,8 @@ def forbidden_loaders(root: Path) -> list[str]:
 def skip_sites(file: Path, path: str) -> Iterator[str]:
   """'path::function' for each skip in a file: pytest.skip, importorskip, mark.skip, unittest's."""
   def visit(node, function):
-    name = getattr(node, 'attr', None) or getattr(node, 'id', None)
-    if isinstance(node, ast.alias):
+    name = getattr(node, 'attr', None)
+    if isinstance(node, ast.alias):  # a bare name can skip only where it was imported
       name = node.name
     if name in ('skip', 'skipif', 'importorskip', 'skipIf', 'skipUnless', 'skipTest', 'SkipTest'):
       yield f'{path}::{function}'
