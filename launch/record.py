@@ -42,7 +42,8 @@ _PLACE = 'DIR'
 _DEFAULT_DATASET = '''
 import importlib, sys
 study = importlib.import_module(sys.argv[1]).STUDY
-print(study.data(study.config()).dataset)
+request = study.data(study.config())
+print(request.dataset if request else '')
 '''
 
 
@@ -74,7 +75,7 @@ def record(workdir: str | os.PathLike[str], name: str = '', allow_dirty: bool = 
   found = Record.read(source)
   if not name:
     name = found.preset
-    if found.data['name'] != default_dataset(found.study):
+    if found.data and found.data['name'] != default_dataset(found.study):
       name += f'-{found.data["name"]}'
   if not _NAME.fullmatch(name):
     raise UserError(f'--name={name}: use letters, digits, and . _ -')

@@ -19,6 +19,7 @@ REPRODUCED = 'reproduced'
 NOT_REPRODUCED = 'not reproduced'
 NOT_TESTABLE = 'not testable'
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE)
+KINDS = ('estimate', 'check')
 
 FIELDS = ('id', 'statement', 'source', 'paper_value', 'measure', 'rule', 'ours', 'interval', 'n',
           'verdict')
@@ -36,6 +37,8 @@ class Claim:
     measure: what is computed here, with its unit.
     rule: when the claim counts as reproduced, and when as not testable.
     control: the negative control or null row that stands beside it.
+    kind: 'estimate', a mean over runs with its interval; 'check', a number that comes out the
+      same every time, which has neither interval nor n: the rule alone decides.
   """
   id: str
   statement: str
@@ -44,8 +47,11 @@ class Claim:
   measure: str
   rule: str
   control: str
+  kind: str = 'estimate'
 
   def __post_init__(self):
+    if self.kind not in KINDS:
+      raise ValueError(f'claim {self.id!r}: kind is one of {", ".join(KINDS)}, not {self.kind!r}')
     for field in ('id', 'statement', 'source', 'measure', 'rule', 'control'):
       value = getattr(self, field)
       if not isinstance(value, str) or not value.strip():
@@ -64,13 +70,13 @@ class Outcome:
     verdict: one of `VERDICTS`.
     ours: the measured number; required for 'reproduced'. nan becomes None.
     interval: (low, high), 95 %, in the unit of `ours`; None when there is none.
-    n: number of runs (or pairs of runs) behind `ours`.
+    n: number of runs (or pairs of runs) behind `ours`; None for a check, which has none.
     note: why; required for 'not testable'.
   """
   verdict: str
   ours: float | None = None
   interval: tuple[float, float] | None = None
-  n: int = 0
+  n: int | None = 0
   note: str = ''
 
   def __post_init__(self):
@@ -80,12 +86,15 @@ class Outcome:
       object.__setattr__(self, 'ours', _finite_or_none('ours', self.ours))
     if self.interval is not None:
       object.__setattr__(self, 'interval', _limits(self.interval))
-    if isinstance(self.n, bool) or int(self.n) != self.n or self.n < 0:
-      raise ValueError(f'n must be a count, got {self.n!r}')
-    object.__setattr__(self, 'n', int(self.n))
+    if self.n is not None:
+      if isinstance(self.n, bool) or int(self.n) != self.n or self.n < 0:
+        raise ValueError(f'n must be a count, got {self.n!r}')
+      object.__setattr__(self, 'n', int(self.n))
+    elif self.interval is not None:
+      raise ValueError('a check, which has no n, has no interval')
     if self.verdict == NOT_TESTABLE and not self.note.strip():
       raise ValueError('a claim that is not testable needs a note that says why')
-    if self.verdict == REPRODUCED and (self.ours is None or self.n < 1):
+    if self.verdict == REPRODUCED and (self.ours is None or self.n == 0):
       raise ValueError('a reproduced claim needs a finite number of ours, and n of at least 1')
 
 
@@ -96,7 +105,10 @@ class Verdict:
   outcome: Outcome
 
   def record(self) -> dict[str, Any]:
-    """The entry of claims.json. `rule` carries the control, and the note as its reason."""
+    """The entry of claims.json. `rule` carries the control, and the note as its reason.
+
+    A check has one more field, 'kind'.
+    """
     claim, outcome = self.claim, self.outcome
     rule = f'{_sentence(claim.rule)} Control: {_sentence(claim.control)}'
     if outcome.note:
@@ -112,6 +124,7 @@ class Verdict:
         'interval': None if outcome.interval is None else list(outcome.interval),
         'n': outcome.n,
         'verdict': outcome.verdict,
+        **({'kind': claim.kind} if claim.kind == 'check' else {}),
     }
 
 
@@ -123,7 +136,8 @@ def evaluate(claims: Iterable[Claim], measures: Mapping[str, Outcome]) -> list[V
     measures: claim id -> Outcome.
 
   Raises:
-    ValueError: for two claims of one id, a claim without an outcome, an outcome without a claim.
+    ValueError: for two claims of one id, a claim without an outcome, an outcome without a claim,
+      a check with an n, or an estimate without.
   """
   claims = list(claims)
   ids = [claim.id for claim in claims]
@@ -136,6 +150,9 @@ def evaluate(claims: Iterable[Claim], measures: Mapping[str, Outcome]) -> list[V
   unknown = sorted(set(measures) - set(ids))
   if unknown:
     raise ValueError(f'outcomes were given for unknown claims {", ".join(unknown)}')
+  for claim in claims:
+    if (claim.kind == 'check') != (measures[claim.id].n is None):
+      raise ValueError(f'{claim.id} is of the kind {claim.kind}: only a check has n=None')
   return [Verdict(claim, measures[claim.id]) for claim in claims]
 
 

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from data.device import DeviceFeed
-from data.load import Dataset, load, window_tokens
+from data.load import Dataset, window_tokens
+from data.load import load as load_dataset
 from data.splits import Split, make_splits
 from launch.study.study import DataRequest
 from model_lib import models
@@ -68,7 +69,7 @@ class StudyData:
     """
     self.request = request
     self.data_dir = data_dir or None
-    dataset = load(request.dataset, self.data_dir)
+    dataset = load_dataset(request.dataset, self.data_dir)
     if dataset.kind == 'tokens':
       dataset = window_tokens(dataset, request.window)
     self.dataset: Dataset = dataset
@@ -144,6 +145,11 @@ class StudyData:
     stream = _PaddedStream(source, order, cohort, arrays)
     return Prepared(task, stream, stream.shapes, constant, routes, len(pairs), sets,
                     stream.steps_per_call)
+
+
+def load(request: DataRequest | None, data_dir: str) -> StudyData | None:
+  """The data of a request; None for a study that reads none."""
+  return None if request is None else StudyData(request, data_dir)
 
 
 def part_of_train(split: Split) -> np.ndarray:

@@ -2,12 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+import dataclasses
 import os
 from typing import Any
 
 from launch.study import records
 from launch.study.workdir import Workdir
 from model_lib.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """The networks of a finished cohort.
+
+  Attributes:
+    model: the Linen module.
+    spec: its name and arguments, {'name', 'arguments'}.
+    variables: parameters, swept numbers (`hp`) and further collections of all members,
+      leaves [members, ...].
+    rows: their rows of results.csv.
+    task: the mean and the standard deviation that inputs are standardized with.
+  """
+
+  model: Any
+  spec: Mapping[str, Any]
+  variables: dict[str, Any]
+  rows: Sequence[Mapping[str, Any]]
+  task: Mapping[str, Any]
+
+
+def load_cohort(workdir: Workdir, cohort: str) -> Trained:
+  """The networks of a cohort that is finished.
+
+  Raises:
+    UserError: it is not, or its files are damaged.
+  """
+  from model_lib import models
+  from model_lib.training.final import load_final
+
+  finished = records.read_finished(workdir, cohort)
+  if finished is None:
+    raise UserError(f'{workdir.path}: no cohort {cohort} is finished')
+  final = load_final(records.cohort_directory(workdir, cohort) / 'final', None)
+  variables = {'params': final['params'], 'hp': final['hp'].get('model', {}),
+               **final.get('collections', {})}
+  spec = finished['model']
+  return Trained(models.build(spec['name'], **spec['arguments']), spec, variables,
+                 finished['rows'], finished['task'])
 
 
 def load_run(workdir: str | os.PathLike[str], member: int) -> tuple[Any, dict, dict]:
@@ -25,12 +67,9 @@ def load_run(workdir: str | os.PathLike[str], member: int) -> tuple[Any, dict, d
       standard deviation that inputs are standardized with.
 
   Raises:
-    UserError: no such member, or damaged files.
+    UserError: no such member, one for which nothing was trained, or damaged files.
   """
   import jax
-
-  from model_lib import models
-  from model_lib.training.final import load_final
 
   directory = Workdir(workdir)
   record = records.Record.read(directory)
@@ -44,11 +83,11 @@ def load_run(workdir: str | os.PathLike[str], member: int) -> tuple[Any, dict, d
     raise UserError(f'{directory.path}: there is no finished member {member}; '
                     f'finished are 0 to {count - 1}' if count else
                     f'{directory.path}: no cohort is finished yet; run the study on')
-  final = load_final(records.cohort_directory(directory, cohort['name']) / 'final', None)
-  one = jax.tree.map(lambda leaf: leaf[place], final)
-  variables = {'params': one['params'], 'hp': one['hp'].get('model', {}),
-               **one.get('collections', {})}
-  spec = cohort['model']
-  return models.build(spec['name'], **spec['arguments']), variables, {
+  if cohort['model'] is None:
+    raise UserError(f'{directory.path}: member {member} is a row of the measurement '
+                    f'{cohort["name"]}, for which nothing was trained')
+  trained = load_cohort(directory, cohort['name'])
+  variables = jax.tree.map(lambda leaf: leaf[place], trained.variables)
+  return trained.model, variables, {
       'study': record.study, 'config': record.configs[-1], 'row': cohort['rows'][place],
-      'model': spec, 'task': cohort['task']}
+      'model': trained.spec, 'task': trained.task}

@@ -15,7 +15,7 @@ import pandas as pd
 from launch.study import config as config_lib
 from launch.study import datasets
 from launch.study import tables
-from launch.study.study import Study
+from launch.study.study import Measurement, Study
 from model_lib.training import planning
 from model_lib.training import timing
 from model_lib.training.cohort import Cohort
@@ -48,10 +48,10 @@ _START_S = 6.0
 _CALL_MEMORY = 2.3
 
 
-def expected_cohorts(study: Study, config) -> list[Cohort]:
-  """All cohorts, later ones as if every earlier run had the same result."""
+def expected_cohorts(study: Study, config) -> list[Cohort | Measurement]:
+  """All that is computed, later cohorts as if every earlier run had the same result."""
   generator = study.cohorts(config)
-  found: list[Cohort] = []
+  found: list[Cohort | Measurement] = []
   answer = None
   while True:
     try:
@@ -62,7 +62,7 @@ def expected_cohorts(study: Study, config) -> list[Cohort]:
     answer = pd.DataFrame([
         {**m.tags, 'run': c.name, 'steps': c.steps, 'diverged_step': -1,
          **{f'{s}_{k}': 0.0 for s in ('train', 'val', 'test') for k in ('loss', 'accuracy')}}
-        for c in asked for m in c.members])
+        for c in asked if isinstance(c, Cohort) for m in c.members])
 
 
 def _cost(cohort: Cohort, data: datasets.StudyData):
@@ -95,10 +95,15 @@ def _leaves(tree):
 
 def _table(study: Study, config) -> tables.Table:
   study.check(config)
-  data = datasets.StudyData(study.data(config), config.io.data_dir)
-  rows, total, peak = [], _START_S, 0.0
-  data_mib = data.dataset.inputs.nbytes / 2**20
+  data = datasets.load(study.data(config), config.io.data_dir)
+  rows, total, peak, trains = [], _START_S, 0.0, False
+  data_mib = data.dataset.inputs.nbytes / 2**20 if data else 0.0
   for cohort in expected_cohorts(study, config):
+    if isinstance(cohort, Measurement):
+      rows.append({'cohort': cohort.name, 'model': 'no training', 'seconds': cohort.seconds})
+      total += cohort.seconds
+      continue
+    trains = True
     parameters, state, seconds = _cost(cohort, data)
     members = len(cohort.members)
     mib = data_mib + _CALL_MEMORY * state * members
@@ -108,7 +113,7 @@ def _table(study: Study, config) -> tables.Table:
     total, peak = total + seconds, max(peak, mib)
   column = tables.Column
   return tables.Table(
-      f'{study.name} on {data.dataset.name}',
+      f'{study.name} on {data.dataset.name}' if data else study.name,
       (column('cohort', 'cohort', right=False), column('model', 'model', right=False),
        column('runs', 'runs', format=tables.integer()),
        column('steps', 'steps', format=tables.integer()),
@@ -116,9 +121,10 @@ def _table(study: Study, config) -> tables.Table:
        column('mib', 'memory', 'MiB, estimate', format=tables.fixed(0)),
        column('seconds', 'time', 's, estimate', format=tables.fixed(0))),
       rows,
-      [f'{sum(r["runs"] for r in rows)} runs, about {total / 60:.1f} minutes on two CPU cores, '
-       f'at most about {peak:.0f} MiB of data and state at a time.',
-       'Cohorts that depend on earlier results are shown as if all earlier results were equal.'])
+      [f'{sum(r.get("runs", 0) for r in rows)} runs, about {total / 60:.1f} minutes on two CPU '
+       f'cores, at most about {peak:.0f} MiB of data and state at a time.',
+       'Cohorts that depend on earlier results are shown as if all earlier results were equal.'
+       ] if trains else [f'About {total / 60:.1f} minutes on two CPU cores.'])
 
 
 def runs(study: Study, parsed) -> str:

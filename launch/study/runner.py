@@ -1,7 +1,7 @@
 """Runs a study's cohorts in a workdir: train, evaluate, record, go on where a killed run stopped.
 
-A finished cohort is files; the running one is a checkpoint. A restart replays the
-study's generator over the finished cohorts' rows, which costs nothing, and goes
+A finished cohort is files; the running one is a checkpoint; a measurement is files or nothing. A
+restart replays the study's generator over the finished cohorts' rows, which costs nothing, and goes
 on with the first cohort that has no record.
 """
 
@@ -26,8 +26,9 @@ from launch.study import config as config_lib
 from launch.study import datasets
 from launch.study import records
 from launch.study.progress import Progress, say
+from launch.study.load import load_cohort
 from launch.study.records import Record
-from launch.study.study import Study
+from launch.study.study import Given, Measurement, Study
 from launch.study.event_sink import EventSink
 from launch.study.workdir import Workdir
 from model_lib import faults
@@ -47,7 +48,7 @@ class Runner:
   """One start of a study in a locked workdir."""
 
   def __init__(self, study: Study, record: Record, workdir: Workdir, preemption: Preemption,
-               data: datasets.StudyData, new_entry: dict[str, Any]):
+               data: datasets.StudyData | None, new_entry: dict[str, Any]):
     self.study, self.record, self.workdir, self.stop = study, record, workdir, preemption
     self.data = data
     self.config = config_lib.from_dict(study.config, record.configs[-1])
@@ -56,6 +57,7 @@ class Runner:
     self.metrics = MetricsFile(workdir.metrics)
     self.rows: list[dict[str, Any]] = []
     self._by_identity: dict[str, dict[str, Any]] = {}
+    self._measured: dict[str, dict[str, Any]] = {}  # measurement -> its record
     self._events: EventSink | None = None
     self._references: dict[str, Any] = {}
     self._names: set[str] = set()
@@ -88,9 +90,12 @@ class Runner:
     records.write_results(self.workdir, self.rows)
     return pd.DataFrame(self.rows)
 
-  def _answer(self, asked: Sequence[Cohort]) -> pd.DataFrame:
-    """Rows of the asked cohorts' members, in their order; runs what is not done yet."""
+  def _answer(self, asked: Sequence[Cohort | Measurement]) -> pd.DataFrame:
+    """Rows of what is asked for, in its order; runs what is not done yet."""
     for place, cohort in enumerate(asked):
+      if isinstance(cohort, Measurement):
+        self._measure(cohort)
+        continue
       cohort = self._remaining(cohort)
       if cohort is None:
         continue
@@ -108,7 +113,11 @@ class Runner:
       shutil.rmtree(records.cohort_directory(self.workdir, cohort.name) / 'steps',
                     ignore_errors=True)
       self._take(finished)
-    return pd.DataFrame([self._by_identity[identity(m)] for c in asked for m in c.members])
+    rows = []
+    for item in asked:
+      rows += (self._measured[item.name]['rows'] if isinstance(item, Measurement) else
+               [self._by_identity[identity(m)] for m in item.members])
+    return pd.DataFrame(rows)
 
   def _remaining(self, cohort: Cohort) -> Cohort | None:
     """The cohort without the members that an earlier config has run; None when none is left."""
@@ -122,11 +131,7 @@ class Runner:
 
   def _check(self, cohort: Cohort) -> None:
     """A study's mistakes in naming, which would lose rows."""
-    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._+-]*', cohort.name):
-      raise ValueError(f'{cohort.name!r} is no name for a cohort: letters, digits, . _ + -')
-    if cohort.name in self._names:
-      raise ValueError(f'two cohorts are called {cohort.name}')
-    self._names.add(cohort.name)
+    self._check_name(cohort.name)
     identities = [identity(m) for m in cohort.members]
     seen = set(self._by_identity)
     for tags in identities:
@@ -134,12 +139,58 @@ class Runner:
         raise ValueError(f'cohort {cohort.name}: two runs have the tags {tags}')
       seen.add(tags)
 
+  def _check_name(self, name: str) -> None:
+    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._+-]*', name):
+      raise ValueError(f'{name!r} is no name for a cohort: letters, digits, . _ + -')
+    if name in self._names:
+      raise ValueError(f'two cohorts are called {name}')
+    self._names.add(name)
+
   def _take(self, finished: dict[str, Any]) -> None:
-    for key, row in zip(finished['identities'], finished['rows'], strict=True):
-      # JSON has no nan: a number that was not finite is null there.
-      row = {k: float('nan') if v is None else v for k, v in row.items()}
+    for key, row in zip(finished['identities'], _with_nan(finished['rows']), strict=True):
       self.rows.append({k: v for k, v in row.items() if k != 'config'})
       self._by_identity[key] = row
+
+  # -- one measurement --------------------------------------------------------
+
+  def _measure(self, item: Measurement) -> None:
+    """Takes the rows of a measurement; computes them where that has not been done."""
+    earlier = self._measured.get(item.name)
+    if earlier is not None and self._config_number:  # what an extension leaves as it was
+      if earlier['fingerprint'] != item.fingerprint():
+        raise ValueError(f'the measurement {item.name} depends on what --extend may change')
+      return
+    self._check_name(item.name)
+    finished = records.read_finished(self.workdir, item.name)
+    if finished is None:
+      finished = self._compute(item)
+    elif finished['fingerprint'] != item.fingerprint():
+      raise UserError(f'{records.finished_path(self.workdir, item.name)}: this was measured by '
+                      'another version of the study; use that version or another --workdir')
+    rows = _with_nan(finished['rows'])
+    self._measured[item.name] = {**finished, 'rows': rows}
+    self.rows += rows
+
+  def _compute(self, item: Measurement) -> dict[str, Any]:
+    """Computes a measurement and writes its record."""
+    start = time.monotonic()
+    with self.stop.busy(f'measuring {item.name}'):
+      self.workdir.write_status('running', step=0, cohort=item.name)
+      say(f'measuring {item.name}')
+      found = item.compute(Given(self.data, lambda name: load_cohort(self.workdir, name)),
+                           **item.arguments)
+      rows = [{'member': len(self.rows) + i, 'run': item.name, **row}
+              for i, row in enumerate(found)]
+      finished = {'name': item.name, 'fingerprint': item.fingerprint(),
+                  'first_member': len(self.rows), 'model': None,
+                  'metrics_bytes': self.metrics.sync(), 'rows': rows}
+      faults.reach('measured')
+      self.workdir.write_json(records.finished_path(self.workdir, item.name), finished)
+      records.write_results(self.workdir, [*self.rows, *rows])
+    self.workdir.append_timing({
+        'cohort': item.name, 'members': 0, 'steps': 0, 'prepare_s': 0.0, 'train_s': 0.0,
+        'evaluate_s': round(time.monotonic() - start, 3), 'peak_mib': _peak_mib()})
+    return finished
 
   # -- one cohort -------------------------------------------------------------
 
@@ -186,7 +237,7 @@ class Runner:
         'cohort': cohort.name, 'members': len(cohort.members), 'steps': cohort.steps - step,
         'prepare_s': round(compiled - start, 3), 'train_s': round(trained - compiled, 3),
         'evaluate_s': round(time.monotonic() - trained, 3),
-        'peak_mib': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)})
+        'peak_mib': _peak_mib()})
     return finished
 
   def _batching(self) -> str:
@@ -344,6 +395,16 @@ class Runner:
     """Writes the events of all lines that are left again, once a start."""
     if self._events is not None and not self._events.replayed:
       self._events.replay(self.workdir.metrics)
+
+
+def _peak_mib() -> float:
+  """Largest resident memory of this process so far."""
+  return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def _with_nan(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Rows as they were before JSON, which has no nan: what was not finite is null there."""
+  return [{k: float('nan') if v is None else v for k, v in row.items()} for row in rows]
 
 
 def _number(value) -> float:

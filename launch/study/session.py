@@ -16,6 +16,7 @@ from launch.study.runner import Runner
 from launch.study.study import Run, Study
 from launch.study.workdir import Workdir
 from model_lib.errors import UserError
+from model_lib.training.cohort import Cohort
 from model_lib.training.loop import Preempted
 
 __all__ = ['NothingSurvived', 'Preempted', 'open_data', 'run', 'say']
@@ -25,8 +26,11 @@ class NothingSurvived(Exception):
   """Every run of a study diverged; the message says where to look."""
 
 
-def open_data(study: Study, config, record: Record | None, workdir: Workdir) -> datasets.StudyData:
+def open_data(study: Study, config, record: Record | None,
+              workdir: Workdir) -> datasets.StudyData | None:
   """Checks the config against the registries and loads the data. Writes nothing in the workdir.
+
+  A study without data has none to load.
 
   Raises:
     UserError, DataError: a name that does not exist, data that is missing, or
@@ -36,20 +40,23 @@ def open_data(study: Study, config, record: Record | None, workdir: Workdir) -> 
   for earlier in record.configs[:-1] if record else ():
     if study.data(config_lib.from_dict(study.config, earlier)) != study.data(config):
       raise UserError(f'{workdir.path}: --extend cannot change the data that a run reads')
-  data = datasets.StudyData(study.data(config), config.io.data_dir)
+  data = datasets.load(study.data(config), config.io.data_dir)
+  if data is None:
+    return None
   if record is not None and record.data and record.data['sha256'] != data.dataset.sha256:
     raise UserError(
         f'{workdir.path} was begun with other data: {record.data["name"]} had sha256 '
         f'{record.data["sha256"][:12]}..., now {data.dataset.sha256[:12]}...; '
         'bring the data back, or name another --workdir')
   # A study without a check of its own finds its misspelt models here.
-  for cohort in next(study.cohorts(config), ()):
-    data.build(cohort.model)
+  for asked in next(study.cohorts(config), ()):
+    if isinstance(asked, Cohort):
+      data.build(asked.model)
   return data
 
 
 def run(study: Study, record: Record, workdir: Workdir, preemption: Preemption,
-        data: datasets.StudyData, threads: int) -> None:
+        data: datasets.StudyData | None, threads: int) -> None:
   """Runs or resumes the study in its locked workdir and writes its report.
 
   Raises:
@@ -60,23 +67,25 @@ def run(study: Study, record: Record, workdir: Workdir, preemption: Preemption,
   device = jax.devices()[0]
   record.engine = {'cpu_threads': threads, 'device_kind': device.device_kind,
                    'devices': 1, **record.engine}
-  record.data = {'name': data.dataset.name, 'sha256': data.dataset.sha256}
+  record.data = {'name': data.dataset.name, 'sha256': data.dataset.sha256} if data else {}
   if workdir.status.exists():
     # Before config.json has an extension: a kill in between must not leave it beside 'done'.
     workdir.write_status('running')
   record.write(workdir)
   entry = environment.snapshot() | {
       'device_kind': device.device_kind, 'device_count': 1,
-      'data': {data.dataset.name: data.dataset.sha256}}
+      'data': {record.data['name']: record.data['sha256']} if data else {}}
   runner = Runner(study, record, workdir, preemption, data, entry)
   try:
     rows = runner.run()
   finally:
     runner.close()
-  if not np.any(rows.diverged_step < 0):
-    raise NothingSurvived(f'none of the {len(rows)} runs survived; see {workdir.results}')
+  # The rows of measurements have no such entry: nothing was trained for them.
+  diverged = rows.diverged_step.dropna() if 'diverged_step' in rows else ()
+  if len(diverged) and not np.any(diverged < 0):
+    raise NothingSurvived(f'none of the {len(diverged)} runs survived; see {workdir.results}')
   with preemption.busy('writing the report'):
     config = config_lib.from_dict(study.config, record.configs[-1])
-    report = Run(config, rows, lambda: finish.read_metrics(workdir.metrics), data.dataset.name,
-                 runner.notes, data.class_shares())
+    report = Run(config, rows, lambda: finish.read_metrics(workdir.metrics),
+                 record.data.get('name', ''), runner.notes, data.class_shares() if data else ())
     finish.finish(study, report, workdir, config.io.figures)
