@@ -35,7 +35,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,6 @@ import pandas as pd
 from launch.study import (
     DataRequest, EngineConfig, Given, IoConfig, Measurement, Report, Run, Study, field, main)
 from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Claim, Outcome
-from launch.study.tables import Column, Table, fixed, integer, interval, significant
 from model_lib.analysis import selection, statistics
 from model_lib.errors import UserError
 from model_lib.training.cohort import Cohort, Member, ModelSpec, OptimizerSpec
@@ -95,14 +94,14 @@ class Config:
   widths: tuple[int, ...] = field((128, 128), 'Hidden widths of the networks.', low=1)
   batches: tuple[int, ...] = field(
       (128, 4), 'Batch sizes, falling; the first and the last are compared.', low=2)
-  examples: int = field(102400, 'Training examples that a run sees (with repetition).', low=1)
+  examples: int = field(64000, 'Training examples that a run sees (with repetition).', low=1)
   base_rate: float = field(2e-3, "Adam's learning rate at the largest batch and factor 1.",
                            low=1e-8)
   rate_factors: tuple[float, ...] = field(
       (1 / 3, 1.0, 3.0), 'Factors of the base rate, ascending.', low=1e-6)
   selection_seeds: int = field(2, 'Seeds per cell and rate for the choice.', low=1,
                                high=MOST_SEEDS)
-  fresh_seeds: int = field(12, 'Fresh seeds per cell for the comparison.', low=1, high=MOST_SEEDS)
+  fresh_seeds: int = field(10, 'Fresh seeds per cell for the comparison.', low=1, high=MOST_SEEDS)
   engine: EngineConfig = EngineConfig(log_every=100)
   io: IoConfig = IoConfig()
 
@@ -513,100 +512,27 @@ def accuracy_outcomes(rows: pd.DataFrame, config: Config) -> dict[str, Outcome]:
   return found
 
 
-def tables(rows: Mapping[str, pd.DataFrame], config: Config, dataset: str) -> list[Table]:
-  """One table per part, two for the networks."""
-  found = []
-  if 'invariances' in rows:
-    own = rows['invariances']
-    found.append(Table(
-        'Invariances: largest change of the output, in units of its root mean square',
-        [Column('norm', 'norm', right=False),
-         *(Column(t, t, format=significant(2)) for t in own.transformation.unique())],
-        [{'norm': name, **dict(zip(group.transformation, group.deviation, strict=True))}
-         for name, group in own.groupby('norm', sort=False)],
-        ['float64, eps = 0, no bias before the norm, batch in training mode, weight norm with g '
-         f'held. A yes is below {SAME:g}, a no above {OTHER:g}.']))
-  if 'fast_variance' in rows:
-    own = rows['fast_variance']
-    whole = own[own.percent.isna()].groupby(['method', 'offset'], sort=False)
-    found.append(Table(
-        'Standard deviation of normalized rows of offset + N(0, 1), float32',
-        [Column('method', 'variance', right=False), Column('offset', 'offset', format=fixed(0)),
-         Column('share', f'rows above {FAR:g}', '%, least draw', fixed(1)),
-         Column('smallest', 'smallest std', format=significant(4)),
-         Column('largest', 'largest std', format=significant(4))],
-        [{'method': method, 'offset': offset, 'share': 100 * group.far_share.min(),
-          'smallest': group.smallest_std.min(), 'largest': group.largest_std.max()}
-         for (method, offset), group in whole],
-        [f'{DRAWS} draws of {ROWS} rows of 64; eps 1e-6. The standard deviation should be 1.']))
-  if 'residual_variance' in rows:
-    signed = fixed(1, signed=True)
-    found.append(Table(
-        f'Variance of the residual stream after {BLOCKS} blocks, at the start',
-        [Column('activation', 'activation', right=False),
-         Column('placement', 'placement', right=False),
-         Column('predicted', 'predicted', format=fixed(3)),
-         Column('measured', 'measured', format=fixed(3)), Column('off', 'off by', '%', signed),
-         Column('wrong', 'wrong prediction', right=False),
-         Column('wrong_value', 'it says', format=fixed(3)),
-         Column('wrong_off', 'off by', '%', signed)],
-        residual_summary(rows['residual_variance']),
-        [f'Width {WIDTH}, 64 inputs, mean of 8 seeds. ReLU: second matrix with variance 2/fan-in; '
-         'GELU: both 1/fan-in. Post: the sum before the last norm.']))
-  if 'batch_size' in rows:
-    found += accuracy_tables(rows['batch_size'], config, dataset)
-  return found
-
-
-def accuracy_tables(rows: pd.DataFrame, config: Config, dataset: str) -> list[Table]:
-  """Accuracy by cell and evaluation, and the differences of differences."""
-  choices, listed = choices_of(rows), []
-  fresh = rows[rows.phase == 'fresh']
+def accuracy_rows(rows: pd.DataFrame, config: Config) -> list[dict]:
+  """One per arm, evaluation and cell: mean accuracy in %, its interval, the learning rate."""
+  choices, fresh, found = choices_of(rows), rows[rows.phase == 'fresh'], []
   for arm, evaluation in ((REFERENCE, ''), ('layer', ''), *(('batch', c) for c in CONVENTIONS)):
     own = compared(rows)[arm, evaluation] if evaluation else fresh[fresh.arm == arm]
     for batch, budget, steps in cells(config):
       runs = fresh[(fresh.arm == arm) & (fresh.batch == batch) & (fresh.budget == budget)]
-      part = own[(own.batch == batch) & (own.budget == budget)]
-      lost = int((runs.diverged_step >= 0).sum())
-      mean = statistics.mean_interval(
-          100 * part[~(part.diverged_step >= 0)].test_accuracy.to_numpy())
+      part = own[(own.batch == batch) & (own.budget == budget) & ~(own.diverged_step >= 0)]
+      mean = statistics.mean_interval(100 * part.test_accuracy.to_numpy())
       edge = (arm, batch, budget) in choices and choices[arm, batch, budget].edge
-      listed.append({
+      found.append({
           'arm': arm, 'evaluation': evaluation or None, 'batch': batch, 'steps': steps,
           'rate': f'{runs.learning_rate.iloc[0]:.3g}' + '*' * bool(edge), 'accuracy': mean.mean,
-          'interval': (mean.low, mean.high), 'n': mean.n, 'diverged': lost})
-  name = f'MLP {"-".join(map(str, config.widths))} on {dataset}'
-  whole = integer()
-  accuracy = Table(
-      f'Test accuracy by batch size, {name}',
-      [Column('arm', 'norm', right=False),
-       Column('evaluation', 'running moments', right=False), Column('batch', 'batch', format=whole),
-       Column('steps', 'steps', format=whole), Column('rate', 'learning rate'),
-       Column('accuracy', 'test accuracy', '%', fixed(2)),
-       Column('interval', '95 %', format=interval(2)), Column('n', 'n', format=whole),
-       Column('diverged', 'diverged', format=whole)],
-      listed,
-      ['The learning rate of each cell was chosen on held-out training images with other seeds; '
-       f'* it lies at the edge of those tried. Intervals: 95 % t intervals over seeds. Runs of '
-       f'{cells(config)[0][2]} steps at batch {config.batches[-1]} are those of equal steps.'])
-  signed = fixed(2, signed=True)
-  return [accuracy, Table(
-      f'Loss of accuracy from batch {config.batches[0]} to {config.batches[-1]}, minus that '
-      f'without a norm, {name}',
-      [Column('arm', 'norm', right=False), Column('evaluation', 'running moments', right=False),
-       Column('budget', 'equal', right=False), Column('mean', 'difference', 'points', signed),
-       Column('interval', '95 %', format=interval(2, signed=True)),
-       Column('n', 'n', format=whole)],
-      [{'arm': 'none, other seeds' if arm == 'copies' else arm, 'evaluation': evaluation or None,
-        'budget': budget, 'mean': own.mean, 'interval': (own.low, own.high), 'n': own.n}
-       for (arm, evaluation, budget), own in differences(rows, config).items()],
-      ['Above 0: the arm loses more than the network without a norm. Paired over seeds, 95 % t '
-       'intervals; the seeds share the test images.'])]
+          'interval': (mean.low, mean.high), 'n': mean.n,
+          'diverged': int((runs.diverged_step >= 0).sum())})
+  return found
 
 
 def report(run: Run) -> Report:
   """Tables, outcomes and figures of the parts that were run."""
-  from experiments.figures import normalization_basics as figures
+  from experiments.figures import normalization_basics as shown
   config = run.config
   rows = {part: run.rows[run.rows.part == part] for part in PARTS if part in config.parts}
   found = {}
@@ -622,23 +548,28 @@ def report(run: Run) -> Report:
     found.setdefault(claim.id, Outcome(NOT_TESTABLE, None, None,
                                        None if claim.kind == 'check' else 0,
                                        'its part was not run'))
-  drawn = {}
+  tables, drawn = [], {}
   if 'invariances' in rows:
-    drawn['invariances'] = lambda: figures.invariances(rows['invariances'], SAME, OTHER)
+    own = rows['invariances']
+    tables.append(shown.invariance_table(own, SAME, OTHER))
+    drawn['invariances'] = lambda: shown.invariances(own, SAME, OTHER)
   if 'fast_variance' in rows:
-    drawn['fast_variance'] = lambda: figures.fast_variance(rows['fast_variance'], OFFSET)
+    tables.append(shown.variance_table(rows['fast_variance'], FAR))
+    drawn['fast_variance'] = lambda: shown.fast_variance(rows['fast_variance'], OFFSET)
   if 'residual_variance' in rows:
-    drawn['residual_variance'] = lambda: figures.residual_variance(
-        rows['residual_variance'], TOLERANCE)
+    stacks = rows['residual_variance']
+    tables.append(shown.residual_table(residual_summary(stacks), BLOCKS, WIDTH))
+    drawn['residual_variance'] = lambda: shown.residual_variance(stacks, TOLERANCE)
   if 'batch_size' in rows:
-    networks = rows['batch_size']
-    drawn['batch_size'] = lambda: figures.batch_size(
-        {REFERENCE: networks[(networks.phase == 'fresh') & (networks.arm == REFERENCE)],
-         **{' '.join(k).strip(): v for k, v in compared(networks).items() if k[0] != 'copies'}},
-        run.dataset)
-    drawn['differences'] = lambda: figures.differences(
-        differences(networks, config), MARGIN, config.batches, run.dataset)
-  return Report(tables(rows, config, run.dataset), found, drawn)
+    networks, lost = rows['batch_size'], differences(rows['batch_size'], config)
+    name = f'MLP {"-".join(map(str, config.widths))} on {run.dataset}'
+    tables += [shown.accuracy_table(accuracy_rows(networks, config), name),
+               shown.difference_table(lost, config.batches, name)]
+    arms = {REFERENCE: networks[(networks.phase == 'fresh') & (networks.arm == REFERENCE)],
+            **{' '.join(k).strip(): v for k, v in compared(networks).items() if k[0] != 'copies'}}
+    drawn['batch_size'] = lambda: shown.batch_size(arms, run.dataset)
+    drawn['differences'] = lambda: shown.differences(lost, MARGIN, config.batches, run.dataset)
+  return Report(tables, found, drawn)
 
 
 def check(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""The figures of normalization_basics, each from rows of results.csv."""
+"""The tables and figures of normalization_basics, from rows of results.csv."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from launch.study import plotting
+from launch.study.tables import Column, Table, fixed, integer, interval, significant
 from model_lib.analysis import statistics
 
 _FLOOR = 1e-17  # what a change of 0 is drawn as
@@ -129,3 +130,85 @@ def differences(found: Mapping[tuple[str, str, str], statistics.Paired], margin:
     figure.suptitle(f'Batch {batches[0]} to {batches[-1]} on {dataset}: mean, 95 % interval, '
                     f'margin of {margin:g} point')
   return figure
+
+
+# The tables.
+
+def invariance_table(rows: pd.DataFrame, same: float, other: float) -> Table:
+  """A row per norm, a column per transformation."""
+  return Table(
+      'Invariances: largest change of the output, in units of its root mean square',
+      [Column('norm', 'norm', right=False),
+       *(Column(t, t, format=significant(2)) for t in rows.transformation.unique())],
+      [{'norm': name, **dict(zip(group.transformation, group.deviation, strict=True))}
+       for name, group in rows.groupby('norm', sort=False)],
+      ['float64, eps = 0, no bias before the norm, batch in training mode, weight norm with g '
+       f'held. A yes is below {same:g}, a no above {other:g}.'])
+
+
+def variance_table(rows: pd.DataFrame, far: float) -> Table:
+  """A row per variance and offset, over all draws."""
+  whole = rows[rows.percent.isna()]
+  return Table(
+      'Standard deviation of normalized rows of offset + N(0, 1), float32',
+      [Column('method', 'variance', right=False), Column('offset', 'offset', format=fixed(0)),
+       Column('share', f'rows above {far:g}', '%, least draw', fixed(1)),
+       Column('smallest', 'smallest std', format=significant(4)),
+       Column('largest', 'largest std', format=significant(4))],
+      [{'method': method, 'offset': offset, 'share': 100 * group.far_share.min(),
+        'smallest': group.smallest_std.min(), 'largest': group.largest_std.max()}
+       for (method, offset), group in whole.groupby(['method', 'offset'], sort=False)],
+      [f'{whole.draw.nunique()} draws of 1,024 rows of 64; eps 1e-6. The standard deviation '
+       'should be 1.'])
+
+
+def residual_table(summary: Sequence[Mapping[str, object]], blocks: int, width: int) -> Table:
+  """Predicted, measured, and the nearest wrong prediction of each stack."""
+  signed = fixed(1, signed=True)
+  return Table(
+      f'Variance of the residual stream after {blocks} blocks, at the start',
+      [Column('activation', 'activation', right=False),
+       Column('placement', 'placement', right=False),
+       Column('predicted', 'predicted', format=fixed(3)),
+       Column('measured', 'measured', format=fixed(3)), Column('off', 'off by', '%', signed),
+       Column('wrong', 'wrong prediction', right=False),
+       Column('wrong_value', 'it says', format=fixed(3)),
+       Column('wrong_off', 'off by', '%', signed)],
+      summary,
+      [f'Width {width}, 64 inputs, mean of 8 seeds. ReLU: second matrix with variance 2/fan-in; '
+       'GELU: both 1/fan-in. Post: the sum before the last norm.'])
+
+
+def accuracy_table(rows: Sequence[Mapping[str, object]], name: str) -> Table:
+  """Accuracy by arm, evaluation and cell."""
+  whole = integer()
+  return Table(
+      f'Test accuracy by batch size, {name}',
+      [Column('arm', 'norm', right=False), Column('evaluation', 'running moments', right=False),
+       Column('batch', 'batch', format=whole), Column('steps', 'steps', format=whole),
+       Column('rate', 'learning rate'), Column('accuracy', 'test accuracy', '%', fixed(2)),
+       Column('interval', '95 %', format=interval(2)), Column('n', 'n', format=whole),
+       Column('diverged', 'diverged', format=whole)],
+      rows,
+      ['The learning rate of each cell was chosen on held-out training images with other seeds; '
+       '* it lies at the edge of those tried. Intervals: 95 % t intervals over seeds. All rows of '
+       'a norm saw equally many examples, but those of the smallest batch with the steps of the '
+       'largest one.'])
+
+
+def difference_table(found: Mapping[tuple[str, str, str], statistics.Paired],
+                     batches: Sequence[int], name: str) -> Table:
+  """What each arm loses beyond the network without a norm."""
+  return Table(
+      f'Loss of accuracy from batch {batches[0]} to {batches[-1]}, minus that without a norm, '
+      f'{name}',
+      [Column('arm', 'norm', right=False), Column('evaluation', 'running moments', right=False),
+       Column('budget', 'equal', right=False),
+       Column('mean', 'difference', 'points', fixed(2, signed=True)),
+       Column('interval', '95 %', format=interval(2, signed=True)),
+       Column('n', 'n', format=integer())],
+      [{'arm': 'none, other seeds' if arm == 'copies' else arm, 'evaluation': evaluation or None,
+        'budget': budget, 'mean': own.mean, 'interval': (own.low, own.high), 'n': own.n}
+       for (arm, evaluation, budget), own in found.items()],
+      ['Above 0: the arm loses more than the network without a norm. Paired over seeds, 95 % t '
+       'intervals; the seeds share the test images.'])

@@ -90,3 +90,22 @@ def test_a_damaged_file_ends_in_one_line(tmp_path, text, message):
   with pytest.raises(UserError, match=message) as error:
     c.read_claims(path)
   assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_check_has_neither_interval_nor_n(tmp_path):
+  check = dataclasses.replace(WORSE, id='invariant', kind='check')
+  path = tmp_path / 'claims.json'
+  c.write_claims(path, c.evaluate([check, ACCURACY], {
+      'invariant': c.Outcome('reproduced', 2e-15, None, None), 'accuracy': GOOD}))
+  found = c.read_claims(path)
+  assert (found[0]['kind'], found[0]['n'], found[0]['interval']) == ('check', None, None)
+  assert 'kind' not in found[1]
+  with pytest.raises(ValueError, match='finite number'):
+    c.Outcome('reproduced', None, None, None)
+  with pytest.raises(ValueError, match='no interval'):
+    c.Outcome('reproduced', 1.0, (0.0, 2.0), None)
+  for claim, outcome in ((check, GOOD), (WORSE, c.Outcome('reproduced', 1.0, None, None))):
+    with pytest.raises(ValueError, match='only a check has n=None'):
+      c.evaluate([claim], {claim.id: outcome})
+  with pytest.raises(ValueError, match='estimate, check'):
+    dataclasses.replace(WORSE, kind='guess')

@@ -1,0 +1,339 @@
+"""normalization_basics: cohorts and verdicts from made-up rows, measurements, the command."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import math
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import normalization_basics as study
+from launch.study import config as config_lib
+from launch.study import flags
+from launch.study import load_run
+from launch.study import preview
+from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, evaluate
+from launch.study.study import Measurement, Run
+from model_lib import models
+from model_lib.analysis import invariances
+from model_lib.errors import UserError
+from model_lib.transforms.batch_stats import biased_running, recalibrated
+from tests import helpers
+
+POINT = 0.01
+
+
+def resolved(preset: str = 'cpu', **changes: object) -> study.Config:
+  config = config_lib.apply_preset(study.Config(), study.PRESETS[preset])
+  return config_lib.apply_preset(config, changes)
+
+
+def noise(*key: object) -> float:
+  """A number from N(0, 1) that belongs to the key."""
+  return float(np.random.default_rng(zlib.crc32(repr(key).encode())).normal())
+
+
+@dataclasses.dataclass
+class World:
+  """What made-up runs find.
+
+  Attributes:
+    lost: (arm, budget) -> points lost at the smallest batch beyond the 2 that all lose.
+    best: cell -> factor with the lowest validation loss; 1 where none is given.
+    images, level: test images, accuracy at the largest batch.
+  """
+
+  lost: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
+  best: Mapping[tuple[str, int, str], float] = dataclasses.field(default_factory=dict)
+  images: int = 10000
+  level: float = 0.97
+
+  def accuracy(self, arm, batch, budget, seed, copy, last):
+    lost = 2 + self.lost.get((arm, budget), 0.0) if batch == last else 0.0
+    return self.level + POINT * (0.1 * noise(seed, copy) + 0.1 * noise(arm, batch, seed, copy)
+                                 - lost)
+
+  def rows(self, config, asked) -> pd.DataFrame:
+    last, found = config.batches[-1], []
+    for item in asked:
+      if isinstance(item, Measurement):
+        continue
+      for m in item.members:
+        t = m.tags
+        cell = (t['arm'], t['batch'], t['budget'])
+        away = math.log(t['lr_factor'] / self.best.get(cell, 1.0))
+        found.append({**t, 'run': item.name, 'steps': item.steps, 'diverged_step': -1,
+                      'test_images': self.images, 'val_loss': 0.1 + away**2,
+                      'test_accuracy': self.accuracy(*cell, t['seed'], t['copy'], last)})
+    return pd.DataFrame(found)
+
+  def measured(self, config) -> pd.DataFrame:
+    """Rows of the measurements of this part."""
+    found = [{'part': 'batch_size', 'phase': 'independence', 'arm': a, 'mode': m, 'deviation':
+              0.9 if (a, m) == ('batch', 'training') else 0.0}
+             for a in study.ARMS for m in ('training', 'inference')]
+    for convention in study.CONVENTIONS:
+      for batch, budget, _ in study.cells(config):
+        found += [{'part': 'batch_size', 'phase': 'conventions', 'convention': convention,
+                   'arm': 'batch', 'batch': batch, 'budget': budget, 'seed': s, 'test_accuracy':
+                   self.accuracy('batch', batch, budget, s, 0, config.batches[-1])}
+                  for s in range(config.fresh_seeds)]
+    return pd.DataFrame(found)
+
+
+def play(config: study.Config, world: World):
+  """The stages that the study asks for, and all rows."""
+  generator, answer, stages, rows = study.cohorts(config), None, [], [world.measured(config)]
+  while True:
+    try:
+      asked = list(generator.send(answer))
+    except StopIteration:
+      return stages, pd.concat(rows, ignore_index=True)
+    stages.append(asked)
+    answer = world.rows(config, asked)
+    if len(answer):
+      rows.append(answer)
+
+
+def verdicts(config: study.Config, rows: pd.DataFrame):
+  report = study.report(Run(config, rows, lambda: None, 'made up'))
+  return {v.claim.id: v.outcome for v in evaluate(study.claims(config), report.outcomes)}
+
+
+@pytest.fixture(scope='module')
+def networks() -> study.Config:
+  return resolved(parts=('batch_size',))
+
+
+# The cohorts.
+
+
+def test_runs_are_named_once_and_paired(networks):
+  stages, _ = play(networks, World(best={('none', 4, 'steps'): 27.0}))
+  members = [m for stage in stages for c in stage if not isinstance(c, Measurement)
+             for m in c.members]
+  tags = [json.dumps(m.tags, sort_keys=True) for m in members]
+  assert len(set(tags)) == len(tags)
+  drawn = {}
+  for m in members:
+    assert m.seed == m.data_seed
+    key = m.tags['phase'] == 'selection', m.tags['copy'], m.tags['seed']
+    drawn.setdefault(key, set()).add(m.seed)
+  # One seed in all cells, and another for any other key: fresh seeds took no part in the choice.
+  assert all(len(seeds) == 1 for seeds in drawn.values())
+  assert len({s for seeds in drawn.values() for s in seeds}) == len(drawn)
+  # The only cell at an edge goes on until its best rate lies inside.
+  names = [c.name for stage in stages for c in stage]
+  assert [n for n in names if 'widen' in n] == [f'none-b4-steps-widen{i}' for i in (1, 2, 3)]
+  fresh = {c.name: c for c in stages[-2]}
+  assert fresh['none-b4-steps-fresh'].members[0].tags['lr_factor'] == 27.0
+  assert {c.steps * c.batch_size for n, c in fresh.items() if 'examples' in n} == {64000}
+  assert fresh['layer-b4-steps-fresh'].steps == fresh['layer-b128-examples-fresh'].steps
+
+
+def test_parts_without_networks_read_no_data():
+  config = resolved(parts=('invariances',))
+  assert study.data(config) is None and study.data(resolved()).dataset == 'digits'
+  assert [m.name for stage in study.cohorts(config) for m in stage] == ['invariances']
+
+
+@pytest.mark.parametrize('change, part', [
+  (dict(batches=(4, 128)), 'batches'), (dict(batches=(8,)), 'batches'),
+  (dict(examples=100), 'examples'), (dict(rate_factors=(3.0, 1.0)), 'rate_factors')])
+def test_a_config_that_cannot_be_compared_is_one_line(change, part):
+  with pytest.raises(UserError, match=part):
+    study.check(resolved(**change))
+
+
+# Verdicts about accuracy.
+
+
+BATCH_LOSES = {('batch', budget): 1.5 for budget in ('examples', 'steps')}
+
+
+def test_what_is_there_is_found_and_what_is_not_is_not(networks):
+  found = verdicts(networks, play(networks, World(lost=BATCH_LOSES))[1])
+  assert found['layer_ignores_the_batch'].verdict == REPRODUCED
+  for budget in ('examples', 'steps'):
+    layer, batch = found[f'layer_margin_equal_{budget}'], found[f'batch_biased_equal_{budget}']
+    assert layer.verdict == batch.verdict == REPRODUCED
+    assert abs(layer.ours) < 0.3 and abs(batch.ours - 1.5) < 0.3 and batch.n == 10
+  wrong = {('layer', 'examples'): 1.0, ('layer', 'steps'): -1.5, ('batch', 'examples'): -0.5}
+  found = verdicts(networks, play(networks, World(lost=wrong))[1])
+  for budget in ('examples', 'steps'):
+    assert found[f'layer_margin_equal_{budget}'].verdict == NOT_REPRODUCED
+  assert found['batch_recalibrated_equal_examples'].verdict == NOT_REPRODUCED
+  assert found['invariances_batch'].verdict == NOT_TESTABLE  # its part was not run
+
+
+@pytest.mark.parametrize('world, changes, why', [
+  (dict(images=270), {}, '270 test images'), (dict(level=0.7), {}, 'without a norm 7'),
+  ({}, dict(fresh_seeds=7), '7 pairs'),
+  (dict(best={('none', 128, 'examples'): 1e9}), {}, 'edge of the learning rates: none-b128')])
+def test_a_base_that_does_not_hold_makes_claims_untestable(networks, world, changes, why):
+  config = config_lib.apply_preset(networks, changes)
+  found = verdicts(config, play(config, World(lost=BATCH_LOSES, **world))[1])
+  for key, outcome in found.items():
+    if '_equal_' in key:
+      assert outcome.verdict == NOT_TESTABLE and why in outcome.note, key
+
+
+def test_an_edge_elsewhere_concerns_its_own_claims_alone(networks):
+  world = World(lost=BATCH_LOSES, best={('layer', 4, 'steps'): 1e9})
+  found = verdicts(networks, play(networks, world)[1])
+  assert found['layer_margin_equal_steps'].verdict == NOT_TESTABLE
+  assert found['layer_margin_equal_examples'].verdict == REPRODUCED
+  assert found['batch_biased_equal_steps'].verdict == REPRODUCED
+
+
+def test_diverged_runs_are_no_pairs(networks):
+  _, rows = play(networks, World(lost=BATCH_LOSES))
+  lost = (rows.phase == 'fresh') & (rows.arm == 'none') & (rows.batch == 4) & (rows.seed < 2)
+  rows.loc[lost, 'diverged_step'] = 3
+  assert verdicts(networks, rows)['layer_margin_equal_examples'].n == 8
+
+
+# Checks.
+
+
+@pytest.fixture(scope='module')
+def table() -> pd.DataFrame:
+  return pd.DataFrame(study.measure_invariances(None))
+
+
+def test_the_invariance_table_and_one_wrong_entry_each(table):
+  assert len(table) == 30 and table.invariant.sum() == 13
+  for name, outcome in study.invariance_outcomes(table).items():
+    assert outcome.verdict == REPRODUCED and outcome.n is None, name
+  for name, change, value in (('layer', study._CASE, 1e-11), ('batch', study._CASE, 1e-3)):
+    bent = table.copy()
+    bent.loc[(bent.norm == name) & (bent.transformation == change), 'deviation'] = value
+    found = study.invariance_outcomes(bent)
+    assert [k for k, o in found.items() if o.verdict == NOT_REPRODUCED] == [f'invariances_{name}']
+
+
+def test_an_eps_breaks_the_rescalings():
+  """The condition of the table: with eps 1e-3 no re-scaling is exact, the re-centring still is."""
+  found = invariances.deviations('layer(eps=1e-3)')
+  assert min(found[study._MATRIX], found[study._DATA], found[study._CASE]) > 1e-5
+  assert found[study._CENTRE] < study.SAME
+
+
+def test_the_fast_variance_fails_and_ours_holds():
+  rows = pd.DataFrame(study.measure_fast_variance(None, 64, 1))
+  found = study.variance_outcomes(rows)
+  assert {o.verdict for o in found.values()} == {REPRODUCED}
+  swapped = rows.assign(method=rows.method.map(
+      {'flax, one pass': 'two passes', 'two passes': 'flax, one pass'}))
+  assert {o.verdict for o in study.variance_outcomes(swapped).values()} == {NOT_REPRODUCED}
+
+
+def test_residual_variances_against_the_bound_and_the_wrong_predictions():
+  ends = {'relu': (49, 49, 5.459, 2), 'gelu': (21.41, 49, 2.490, 1.4252)}
+  def rows(factor, gelu_lns=2.490):
+    return pd.DataFrame([
+        {'activation': a, 'placement': p, 'block': 48, 'predicted': v,
+         'measured': gelu_lns if (a, p) == ('gelu', 'layernorm scaling') else factor * v}
+        for a, values in ends.items() for p, v in zip(study.PLACEMENTS, values, strict=True)])
+  def words(rows):
+    return {k[-4:]: o.verdict for k, o in study.residual_outcomes(rows).items()}
+  assert words(rows(1.05)) == {'relu': REPRODUCED, 'gelu': REPRODUCED}
+  assert words(rows(1.11)) == {'relu': NOT_REPRODUCED, 'gelu': NOT_REPRODUCED}
+  # Within 10 % of the prediction, and of the homogeneous one as well: the control does not hold.
+  assert words(rows(1.0, 2.490 * 1.09))['gelu'] == NOT_REPRODUCED
+
+
+# Running moments.
+
+
+def test_running_moments_of_both_conventions_and_of_the_population():
+  count, steps = 4, 7
+  xs = jax.random.normal(jax.random.key(1), (steps, count, 6)) * 2 + 1
+  def trained(running):
+    network = models.build('mlp', widths=[5, 3], norm=f'pre:batch(running={running})')
+    first = network.init(jax.random.key(0), xs[0], train=False)
+    params, hp = first['params'], first['hp']
+    def step(stats, x):
+      return network.apply({'params': params, 'hp': hp, 'batch_stats': stats}, x, train=True,
+                           mutable=['batch_stats'])[1]['batch_stats'], None
+    stats = jax.jit(lambda s: jax.lax.scan(step, s, xs)[0])(first['batch_stats'])
+    return network, {'params': params, 'hp': hp, 'batch_stats': stats}
+  network, unbiased = trained('unbiased')
+  _, biased = trained('biased')
+  converted = biased_running(unbiased['batch_stats'], count, 0.1, steps)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), converted,
+               dict(biased['batch_stats']))
+  # The control: left as it is, the variance is another one.
+  assert np.abs(unbiased['batch_stats']['norm_hidden_0']['var']
+                / biased['batch_stats']['norm_hidden_0']['var'] - 1).max() > 0.1
+
+  data = xs.reshape(-1, 6)
+  population = recalibrated(network, unbiased, data)
+  assert jax.tree.structure(population) == jax.tree.structure(dict(unbiased['batch_stats']))
+  want, _ = network.apply(unbiased, data, train=True, mutable=['batch_stats'])
+  got = network.apply({**unbiased, 'batch_stats': population}, data, train=False)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  assert jnp.abs(network.apply(unbiased, data, train=False) - want).max() > 1e-2
+
+
+# The command.
+
+
+def test_the_list_shows_measurements_and_needs_no_data_without_networks():
+  def listed(*more):
+    return preview.runs(study.STUDY, flags.parse(
+        ['study', '--preset=smoke', '--list', *more], study.STUDY.name, study.STUDY.config,
+        study.STUDY.presets))
+  alone = listed('--config.parts=residual_variance', '--config.io.data_dir=/nowhere')
+  assert alone.startswith('normalization_basics\n') and 'no training' in alone
+  assert 'About 0.' in alone and ' runs' not in alone.splitlines()[-1]
+  whole = listed()
+  assert whole.startswith('normalization_basics on digits\n')
+  assert sum('no training' in line for line in whole.splitlines()) == 5
+  assert '\n24 runs, about ' in whole  # 2 seeds in 3 cells of 3 arms, and in 3 of the copies
+
+
+def test_checks_alone_run_without_data_resume_and_show(tmp_path):
+  """Killed between two measurements, the second start computes the second one alone."""
+  def start(**env):
+    return helpers.run_module(
+        'experiments.normalization_basics', f'--workdir={tmp_path / "run"}', '--preset=smoke',
+        '--config.parts=invariances,fast_variance', '--config.io.figures=false',
+        env={'ACTNORM_DATA_DIR': '/nowhere', **env})
+  assert start(ACTNORM_FAULT='measured:2').returncode == -9
+  assert not (tmp_path / 'run' / 'table.md').exists()
+  done = start()
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert 'measuring fast_variance' in done.stderr + done.stdout
+  assert 'measuring invariances' not in done.stderr + done.stdout
+  again = start()
+  assert again.returncode == 0 and 'measuring' not in again.stderr + again.stdout
+  claims = json.loads((tmp_path / 'run' / 'claims.json').read_text())
+  assert {c['verdict'] for c in claims if c['id'].startswith('invariances')} == {REPRODUCED}
+  with pytest.raises(UserError, match='member 0 is a row of the measurement invariances'):
+    load_run(tmp_path / 'run', 0)
+  checks = [c for c in claims if c.get('kind') == 'check']
+  assert len(checks) == 9 and all(c['n'] is c['interval'] is None for c in checks)
+
+
+@pytest.mark.slow
+def test_smoke(tmp_path):
+  """All parts; the running moments of the conventions start from those of the training."""
+  done = helpers.run_module('experiments.normalization_basics', f'--workdir={tmp_path / "run"}',
+                            '--preset=smoke')
+  assert done.returncode == 0, done.stderr[-3000:]
+  rows = pd.read_csv(tmp_path / 'run' / 'results.csv')
+  keys = ['batch', 'budget', 'seed']
+  fresh = rows[(rows.phase == 'fresh') & (rows.arm == 'batch')].set_index(keys).test_accuracy
+  own = rows[rows.convention == 'unbiased'].set_index(keys).test_accuracy
+  assert len(own) == 6 and np.abs(own - fresh.reindex(own.index)).max() < 1e-6
+  assert len(list((tmp_path / 'run' / 'figures').glob('*.png'))) == 5
+  claims = json.loads((tmp_path / 'run' / 'claims.json').read_text())
+  assert {c['verdict'] for c in claims if c.get('kind') == 'check'} == {REPRODUCED}
+  assert {c['verdict'] for c in claims if c.get('kind') != 'check'} == {NOT_TESTABLE}
