@@ -276,7 +276,7 @@ def cohorts(config: Config):
       runs = [member(config, 'fresh', arm, batch, budget, factor, s)
               for s in range(config.fresh_seeds)]
       if arm == REFERENCE and batch in (config.batches[0], config.batches[-1]):
-        runs += [member(config, 'null', arm, batch, budget, factor, s, copy=1)
+        runs += [member(config, 'null_fresh', arm, batch, budget, factor, s, copy=1)
                  for s in range(config.fresh_seeds)]
       fresh.append(cohort('fresh', arm, batch, budget, steps, runs))
   yield fresh
@@ -451,7 +451,7 @@ def losses(rows: pd.DataFrame, config: Config, budget: str) -> pd.Series:
 
 def compared(rows: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
   """(arm, evaluation) -> its runs, for all that is compared with the network without a norm."""
-  fresh, null = rows[rows.phase == 'fresh'], rows[rows.phase == 'null']
+  fresh, null = rows[rows.phase == 'fresh'], rows[rows.phase == 'null_fresh']
   conventions = rows[rows.phase == 'conventions']
   return {('layer', ''): fresh[fresh.arm == 'layer'],
           **{('batch', c): conventions[conventions.convention == c] for c in CONVENTIONS},

@@ -74,7 +74,7 @@ def test_rows_are_computed_once_and_come_back_the_same(tmp_path):
   assert list(rows.columns) == ['member', 'run', 'place', 'value']
   assert rows.value[0] == 0.5 and math.isnan(rows.value[1])
   assert (tmp_path / 'results.csv').read_text().splitlines() == [
-      'member,run,place,value', '0,count,0,0.5', '1,count,1,']
+      'member,run,place,value', '0,count,0,0.5', '1,count,1,nan']
 
 
 def test_an_extension_adds_and_repeats_nothing(tmp_path):
