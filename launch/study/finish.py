@@ -24,7 +24,7 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 
 def finish(study: Study, run: Run, workdir: Workdir, figures: bool) -> None:
-  """Writes claims.json, table.md, table.tex and the figures, then the state 'done'.
+  """Writes claims.json, the tables, the pages and the figures, then the state 'done'.
 
   Every file is computed from the rows and the metrics alone, so a start that is
   killed in here does all of it again.
@@ -48,6 +48,8 @@ def finish(study: Study, run: Run, workdir: Workdir, figures: bool) -> None:
                                 *(f'% {n}' for n in notes)]) + '\n')
   workdir.write_text(shown.text_path(workdir),
                      '\n'.join([*(t.to_text() for t in brief), *notes]) + '\n')
+  for name, text in report.pages.items():
+    workdir.write_text(workdir.path / name, text)
   if figures:
     from launch.study import plotting  # matplotlib, which no other part of a start needs
     with atomic.as_user_error(workdir.figures, 'create'):

@@ -224,7 +224,7 @@ def function_grid(curves: Mapping[str, Curve], *, x_label: str = 'x',
       axes.plot(curve.x, curve.slope, color=RED, linestyle='--', label="f'(x)")
       axes.set_title(shorten(name))
       axes.set_xlim(float(curve.x[0]), float(curve.x[-1]))
-      axes.set_ylim(*_view(curve))
+      axes.set_ylim(*view(curve))
       axes.locator_params(nbins=5)
     label_figure(figure, panels, x=x_label)
   return figure
@@ -238,7 +238,7 @@ def shorten(name: str, length: int = 26) -> str:
   return f'{name[:length - 1 - tail]}…{name[-tail:]}'
 
 
-def _view(curve: Curve) -> tuple[float, float]:
+def view(curve: Curve) -> tuple[float, float]:
   """Limits that show at least [-1, 1.2] and at most [-4, 4]: exp must not flatten the rest."""
   values: Any = np.concatenate([curve.y, curve.slope])
   values = values[np.isfinite(values)]

@@ -18,5 +18,6 @@ def show(workdir: Workdir) -> str:
   with atomic.as_user_error(text_path(workdir), 'read'):
     lines = [text_path(workdir).read_text(encoding='utf-8')]
   lines += [f'table   {workdir.table_md}', f'rows    {workdir.results}']
+  lines += [f'page    {path}' for path in sorted(workdir.path.glob('*.html'))]
   lines += [f'figure  {path}' for path in sorted(workdir.figures.glob('*.png'))]
   return '\n'.join(lines)
