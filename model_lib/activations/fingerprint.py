@@ -12,7 +12,7 @@ import functools
 import numpy as np
 
 from model_lib.activations.host import evaluate
-from model_lib.activations.registry import get_activation
+from model_lib.activations.registry import get_activation, names
 
 # Symmetric, denser near 0 where functions differ, and no point is a kink but 0.
 _GRID = np.sinh(np.linspace(-3.0, 3.0, 301))
@@ -49,6 +49,19 @@ def duplicate_groups(specs: Iterable[str], affine: bool = False) -> tuple[tuple[
   return tuple(tuple(group) for group in groups if len(group) > 1)
 
 
+@functools.lru_cache(maxsize=None)
+def affine_duplicates(name: str) -> tuple[str, ...]:
+  """The other pointwise entries that equal a pointwise one up to a f(+-x) + d."""
+  pointwise = [other for other in names() if get_activation(other).kind == 'pointwise']
+  groups = [group for group in _all_groups(tuple(pointwise)) if name in group]
+  return tuple(other for group in groups for other in group if other != name)
+
+
+@functools.lru_cache(maxsize=1)
+def _all_groups(specs: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+  return duplicate_groups(specs, affine=True)
+
+
 def _equal(left: np.ndarray, right: np.ndarray) -> bool:
   with np.errstate(invalid='ignore'):  # inf - inf
     close = np.abs(left - right) <= _TOLERANCE * (1 + np.abs(left))
@@ -62,7 +75,7 @@ def _affinely_equal(left: np.ndarray, right: np.ndarray) -> bool:
 
 
 def _profile(values: np.ndarray) -> np.ndarray:
-  """The values on the points in (-5, 5), centred and of length 1."""
-  inside = values[np.abs(_GRID) < 5]
-  centred = inside - inside.mean()
-  return centred / np.linalg.norm(centred)
+  """The values, centred and of length 1."""
+  centred = values - values.mean()
+  length = np.linalg.norm(centred)
+  return centred / length if length else centred

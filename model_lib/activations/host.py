@@ -110,7 +110,8 @@ def unknown_primitives(jaxpr: core.Jaxpr) -> set[str]:
 def _inner(equation: core.JaxprEqn) -> core.ClosedJaxpr | None:
   """The function that a call primitive calls, or that a scan repeats."""
   key = {'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr', 'remat2': 'jaxpr',
-         'checkpoint': 'jaxpr', 'scan': 'jaxpr', 'custom_jvp_call': 'call_jaxpr', 'custom_vjp_call': 'call_jaxpr',
+         'checkpoint': 'jaxpr', 'scan': 'jaxpr', 'custom_jvp_call': 'call_jaxpr',
+         'custom_vjp_call': 'call_jaxpr',
          'custom_vjp_call_jaxpr': 'fun_jaxpr'}.get(equation.primitive.name)
   inner = equation.params.get(key)
   return core.ClosedJaxpr(inner, ()) if isinstance(inner, core.Jaxpr) else inner

@@ -55,7 +55,8 @@ class Dual:
     return max(self.second - float(self.squares.sum()), 0.0)
 
   def __call__(self, rho: float | np.ndarray) -> np.ndarray:
-    """E f(u) f(v). The tail counts as one more term: exact at rho = 1 and to tail |rho|^degree."""
+    """E f(u) f(v). The tail counts as one more term: exact at rho = 1, and to
+    2 tail |rho|^(degree + 1) elsewhere."""
     coefficients = np.append(self.squares, self.tail)
     return np.polynomial.polynomial.polyval(np.asarray(rho, np.float64), coefficients)
 

@@ -10,6 +10,8 @@ import dataclasses
 import math
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from model_lib.activations import Activation, get_activation
@@ -73,11 +75,11 @@ def nfnet_distances() -> dict[str, tuple[float, float, float]]:
 
 
 def _at_zero(activation: Activation) -> tuple[float, float]:
-  """f(0) and f'(0); the derivative by a central difference of fourth order in float64."""
-  step = 1e-3
-  left2, left, middle, right, right2 = evaluate(
-      activation.at_first_values(), step * np.arange(-2.0, 3.0))
-  return float(middle), float(8 * (right - left) - (right2 - left2)) / (12 * step)
+  """f(0) and f'(0)."""
+  function, zero = activation.at_first_values(), np.zeros(1)
+  value = evaluate(function, zero)
+  slope = evaluate(lambda x: jax.jvp(function, (x,), (jnp.ones_like(x),))[1], zero)
+  return float(value[0]), float(slope[0])
 
 
 def _count(fan_in: int) -> int:
