@@ -34,7 +34,8 @@ from model_lib.activations import (  # noqa: F401  (each import registers a fami
     statistics_dependent,
     stochastic,
 )
+from model_lib.activations.activation import Activation, Parameter
 from model_lib.activations.moments import Moments
-from model_lib.activations.registry import Activation, Parameter, aliases, get_activation, names
+from model_lib.activations.registry import aliases, get_activation, names
 
 __all__ = ['Activation', 'Moments', 'Parameter', 'aliases', 'get_activation', 'names']

@@ -9,7 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from model_lib.activations.registry import Bounds, register
+from model_lib.activations.registry import register
+from model_lib.activations.settings import Bounds
 
 
 @register(source='ma2021', kind='module', causal=False, bounds={'width': Bounds(1),

@@ -13,7 +13,8 @@ from jax import lax
 import jax.numpy as jnp
 
 from model_lib.activations.numerics import split_at_zero
-from model_lib.activations.registry import Bounds, register
+from model_lib.activations.registry import register
+from model_lib.activations.settings import Bounds
 
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 _SERLU_SCALE, _SERLU_ALPHA = 1.07862, 2.90427

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from model_lib.activations.gated_self import calu, gelu, silu
 from model_lib.activations.numerics import EXPONENT_LIMIT, split_at_zero
-from model_lib.activations.registry import Bounds, register
+from model_lib.activations.registry import register
+from model_lib.activations.settings import Bounds
 
 _Number = float | jax.Array
 

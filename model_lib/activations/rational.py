@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model_lib.activations.registry import DOMAIN, Bounds, register
+from model_lib.activations.registry import DOMAIN, register
+from model_lib.activations.settings import Bounds
 
 _Number = float | jax.Array
 _A0, _A2, _A4 = 0.033582614, 1.651314741, 0.927935630

@@ -10,7 +10,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from model_lib.activations.registry import Bounds, register
+from model_lib.activations.registry import register
+from model_lib.activations.settings import Bounds
 
 
 @register(source='jax', kinks=(0.0,), monotone='increasing',

@@ -15,7 +15,8 @@ from scipy import special
 
 from model_lib.activations.moments import Moments
 from model_lib.activations.rectified import relu
-from model_lib.activations.registry import Bounds, register
+from model_lib.activations.registry import register
+from model_lib.activations.settings import Bounds
 from model_lib.errors import UserError
 
 

@@ -9,7 +9,8 @@ from jax import lax
 import jax.numpy as jnp
 from scipy import special
 
-from model_lib.activations.registry import Bounds, register
+from model_lib.activations.registry import register
+from model_lib.activations.settings import Bounds
 from model_lib.errors import UserError
 
 AXES = ('sample', 'last', 'channel', 'batch')

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from model_lib.activations.numerics import split_at_zero
-from model_lib.activations.registry import Bounds, register
+from model_lib.activations.registry import register
+from model_lib.activations.settings import Bounds
 from model_lib.errors import UserError
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from model_lib.activations import get_activation, names
 from model_lib.activations.host import evaluate
-from model_lib.activations.registry import Bounds
+from model_lib.activations.settings import Bounds
 from tests.model_lib.activation_references import (
     POINTS, REFERENCES, reference_slopes, reference_values, relative_error, value_error)
 

@@ -11,7 +11,7 @@ import pytest
 
 from model_lib.activations import aliases, get_activation, names
 from model_lib.activations.host import evaluate
-from model_lib.activations.registry import KINDS
+from model_lib.activations.activation import KINDS
 from model_lib.errors import UserError
 
 
@@ -201,14 +201,24 @@ def test_float64_is_kept_and_integers_become_float32():
   assert 0 < difference < 1e-6
 
 
-def test_importing_computes_no_moments_and_starts_no_backend():
-  # No backend of this name exists: the first array operation would end the child.
+def test_importing_and_looking_up_computes_no_moments_and_starts_no_backend():
+  # No backend of this name exists: whatever needs one ends the child.
   environment = os.environ | {'JAX_PLATFORMS': 'no_such_platform'}
-  code = 'import model_lib.activations as a; assert len(a.names()) > 60; a.get_activation("gelu")'
-  subprocess.run([sys.executable, '-c', code], env=environment, check=True)
-  failing = subprocess.run([sys.executable, '-c', code + '(1.0)'], env=environment,
-                           check=False, capture_output=True)
-  assert failing.returncode != 0
+  looks_up = """
+from model_lib.activations import activation, get_activation, names
+assert len(names()) > 60
+gelu = get_activation('gelu')
+print(activation.cached_moments.cache_info().currsize)
+"""
+  takes_moments = 'gelu.moments(); print(activation.cached_moments.cache_info().currsize)'
+  child = subprocess.run([sys.executable, '-c', looks_up + takes_moments], env=environment,
+                         check=True, capture_output=True, text=True)
+  assert child.stdout.split() == ['0', '1']
+  calls = 'import jax.numpy as jnp; gelu(jnp.asarray(1.0))'
+  child = subprocess.run([sys.executable, '-c', looks_up + calls], env=environment,
+                         check=False, capture_output=True, text=True)
+  assert child.returncode and child.stdout.split() == ['0']
+  assert "Unable to initialize backend 'no_such_platform'" in child.stderr
 
 
 def test_one_compiled_program_can_switch_between_pointwise_entries():
