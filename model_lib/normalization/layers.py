@@ -1,7 +1,8 @@
 """The normalizations as Linen layers, all called as `layer(x, train)`.
 
 x is [B, ..., C]; the result has its shape and dtype, the arithmetic is float32 or
-wider. Gains are called `scale` (start at 1), biases `bias` (start at 0).
+wider. Gains are called `scale` (start at 1), biases `bias` (start at 0). The most common ones
+stand here, the others in the module of their family.
 """
 
 from __future__ import annotations
@@ -10,19 +11,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model_lib.errors import UserError
+from model_lib.normalization import adaptation, conditional, joint, pointwise, spatial, token
 from model_lib.normalization import functions as fn
+from model_lib.normalization.affine import affine as _affine
+from model_lib.normalization.batch import BatchChannelNorm, BatchNorm, BatchRenorm, SwitchNorm
+from model_lib.normalization.whitening import IterNorm
 
 
 def _wide(x: jax.Array) -> jax.Array:
   """One cast for the whole layer, so that nothing is rounded between its three steps."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _affine(module: nn.Module, x: jax.Array) -> jax.Array:
-  channels = (x.shape[-1],)
-  x = fn.scale(x, module.param('scale', nn.initializers.ones, channels))
-  return fn.shift(x, module.param('bias', nn.initializers.zeros, channels))
 
 
 class LayerNorm(nn.Module):
@@ -37,16 +35,22 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """g * x / sqrt(mean(x^2) + eps) over the last axis; x [..., C]."""
+  """g * x / sqrt(mean(x^2) + eps) over the last axis; x [..., C].
+
+  With gain='one_plus' the factor is 1 + g, and g starts at 0.
+  """
 
   eps: float
+  gain: str = 'direct'
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     del train
     y = fn.rms_standardize(_wide(x), -1, self.eps)
-    gain = self.param('scale', nn.initializers.ones, (x.shape[-1],))
-    return fn.scale(y, gain).astype(x.dtype)
+    one_plus = self.gain == 'one_plus'
+    start = nn.initializers.zeros if one_plus else nn.initializers.ones
+    gain = self.param('scale', start, (x.shape[-1],))
+    return fn.scale(y, 1 + gain if one_plus else gain).astype(x.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -62,47 +66,8 @@ class GroupNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     del train
-    if x.shape[-1] % self.groups:
-      raise UserError(f'group norm: {x.shape[-1]} channels do not divide into '
-                      f'{self.groups} groups; write e.g. group(groups=1)')
+    fn.check_groups(x, self.groups, 'group norm')
     return _affine(self, fn.group_standardize(_wide(x), self.groups, self.eps)).astype(x.dtype)
-
-
-class BatchNorm(nn.Module):
-  """g * (x - mean) / sqrt(var + eps) + b per channel; x [B, ..., C].
-
-  In training the moments are the batch's (biased variance) and the running ones, in the
-  collection `batch_stats`, move by `(1 - momentum) * old + momentum * batch`, which needs
-  `mutable=['batch_stats']`; the variance that enters them is multiplied by m / (m - 1)
-  unless `running` is 'biased', m being the number of values per channel. At inference the
-  running ones are used. The call that creates the state does not move it.
-
-  Raises:
-    UserError: training with one value per channel, where the batch has no variance.
-  """
-
-  eps: float
-  momentum: float
-  running: str
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    channels = (x.shape[-1],)
-    is_new = not self.has_variable('batch_stats', 'mean')
-    mean_state = self.variable('batch_stats', 'mean', jnp.zeros, channels, jnp.float32)
-    var_state = self.variable('batch_stats', 'var', jnp.ones, channels, jnp.float32)
-    mean, var = mean_state.value, var_state.value
-    if train:
-      count = x.size // x.shape[-1]
-      if count < 2:
-        raise UserError('batch norm: training needs at least 2 values per channel, got 1; '
-                        'use a larger batch')
-      mean, var = (m.reshape(channels) for m in fn.moments(x, tuple(range(x.ndim - 1))))
-      if not is_new:
-        seen = var * (count / (count - 1)) if self.running == 'unbiased' else var
-        mean_state.value = fn.moving_average(mean_state.value, mean, self.momentum)
-        var_state.value = fn.moving_average(var_state.value, seen, self.momentum)
-    return _affine(self, fn.standardize_with(_wide(x), mean, var, self.eps)).astype(x.dtype)
 
 
 class DyT(nn.Module):
@@ -125,5 +90,24 @@ class NoNorm(nn.Module):
     return x
 
 
-LAYERS = {'layer': LayerNorm, 'rms': RMSNorm, 'group': GroupNorm, 'batch': BatchNorm,
-          'dyt': DyT, 'none': NoNorm}
+LAYERS = {
+  'layer': LayerNorm, 'rms': RMSNorm, 'group': GroupNorm, 'batch': BatchNorm,
+  'dyt': DyT, 'none': NoNorm,
+  'prms': token.PartialRMSNorm, 'unit': token.UnitNorm, 'scale_norm': token.ScaleNorm,
+  'pixel': token.PixelNorm, 'pono': token.PositionalNorm, 'simple': token.SimpleNorm,
+  'frozen_layer': token.FrozenLayerNorm, 'lrn': token.LocalResponseNorm,
+  'divisive': token.DivisiveNorm,
+  'instance': spatial.InstanceNorm, 'frn': spatial.FilterResponseNorm,
+  'frn_tlu': spatial.ThresholdedFilterResponseNorm,
+  'renorm': BatchRenorm, 'batch_channel': BatchChannelNorm, 'switch': SwitchNorm,
+  'whiten': IterNorm,
+  'derf': pointwise.Derf, 'pointwise': pointwise.PointwiseNorm, 'affine': pointwise.Affine,
+  'soft_cap': pointwise.SoftCap,
+  'evonorm_b0': joint.EvoNormB0, 'evonorm_b1': joint.EvoNormB1, 'evonorm_b2': joint.EvoNormB2,
+  'evonorm_s0': joint.EvoNormS0, 'evonorm_s1': joint.EvoNormS1, 'evonorm_s2': joint.EvoNormS2,
+  'norm_prop': joint.NormPropagation,
+  'adain': conditional.AdaIN, 'film': conditional.FiLM, 'spade': conditional.SPADE,
+  'adaln_zero': conditional.AdaLNZero,
+  'test_batch': adaptation.AlphaBatchNorm, 'alpha_batch': adaptation.AlphaBatchNorm,
+  'ema_batch': adaptation.EmaBatchNorm, 'unmix': adaptation.UnMixNorm,
+}

@@ -14,6 +14,7 @@ import pytest
 from model_lib.errors import UserError
 from model_lib.normalization import block, functions, get_norm, names
 from tests import helpers
+from tests.model_lib import norm_cases
 
 GAIN_BIAS = {'scale': np.linspace(0.5, 1.5, 16, dtype=np.float32),
              'bias': np.linspace(-1.0, 1.0, 16, dtype=np.float32)}
@@ -39,31 +40,37 @@ def _apply(norm: str, variables, x, train: bool = False):
 # The table.
 
 
-@pytest.mark.parametrize('name', names())
-def test_the_description_is_the_layer(name) -> None:
+@pytest.mark.parametrize('spec', norm_cases.SPECS)
+def test_the_description_is_the_layer(spec) -> None:
   """Parameters, their start values and shapes, and the state are what the table says."""
-  norm = get_norm(name)
-  variables = norm.layer().init(jax.random.key(0), jnp.asarray(_images()), train=False)
+  norm, x = get_norm(spec), norm_cases.inputs(dtype=np.float32)
+  variables = norm_cases.start(spec, x, norm_cases.condition(spec, x))
   params = variables.get('params', {})
   assert set(params) == {p.name for p in norm.parameters}
   for p in norm.parameters:
-    assert params[p.name].shape == {'channel': (16,), 'layer': ()}[p.per]
-    np.testing.assert_array_equal(params[p.name], np.float32(p.init))
+    shape = {'channel': (8,), 'layer': (), 'statistic': (3,)}.get(p.per, params[p.name].shape)
+    assert params[p.name].shape == shape
+    start = np.sqrt(8) if p.init == 'sqrt(C)' else p.init
+    np.testing.assert_array_equal(params[p.name], np.float32(start))
   assert set(variables.get('batch_stats', {})) == set(norm.state)
 
 
-@pytest.mark.parametrize('name', names())
-def test_causal_says_whether_positions_are_apart_at_inference(name) -> None:
-  x = _images()
+@pytest.mark.parametrize('spec', norm_cases.ONE_EACH)
+def test_causal_says_whether_positions_are_apart_at_inference(spec) -> None:
+  x = norm_cases.inputs(dtype=np.float32)
   later = x.copy()
   later[:, 2] += 1.0
-  variables = _variables(name, x)
-  same = np.array_equal(_apply(name, variables, x)[:, 0], _apply(name, variables, later)[:, 0])
-  assert same == get_norm(name).causal
+  c = norm_cases.condition(spec, x)
+  params, state = norm_cases.drawn(spec, x, c)
+  y, changed = (norm_cases.call(spec, {'params': params, 'batch_stats': state}, z, False, c)[0]
+                for z in (x, later))
+  assert np.array_equal(y[:, 0], changed[:, 0]) == get_norm(spec).causal
 
 
 @pytest.mark.parametrize('spec', [
-  'layer', 'rms(eps=0.001)', 'batch(momentum=0.5, running=biased)', 'group(4)', 'dyt(0.8)', 'none'])
+  'layer', 'rms(eps=0.001)', 'batch(momentum=0.5, running=biased)', 'group(4)', 'dyt(0.8)', 'none',
+  'batch(stat_mode=ghost(16))', 'rms(gain=one_plus)', 'instance(affine=false)',
+  'batch(preset=keras)', 'pointwise(f=arctan)'])
 def test_canonical_spec_round_trip(spec) -> None:
   norm = get_norm(spec)
   assert get_norm(norm.spec) == norm
@@ -73,7 +80,7 @@ def test_canonical_spec_round_trip(spec) -> None:
 def test_options_and_aliases() -> None:
   assert get_norm('ln') == get_norm('layer(eps=1e-5)') != get_norm('layer(eps=1e-6)')
   assert get_norm('bn') == get_norm('batch')
-  assert dict(get_norm('rms').options) == {'eps': 1e-6}
+  assert dict(get_norm('rms').options) == {'eps': 1e-6, 'gain': 'direct'}
   assert dict(get_norm('group').options) == {'groups': 8, 'eps': 1e-5}
   assert get_norm('dyt(0.8)').parameters[0].init == 0.8
 
@@ -83,7 +90,13 @@ def test_options_and_aliases() -> None:
   ('group(0)', '>= 1'), ('group(2.5)', '>= 1'), ('group(true)', '>= 1'),
   ('batch(running=other)', 'unbiased'), ('batch(momentum=0)', '(0, 1]'),
   ('none(1)', 'at most 0'), ('none(eps=1)', 'takes none'), ('layer(1e-5, eps=1e-5)', 'twice'),
-  ('rms(eps=inf)', '>= 0'), ('layer(', 'position')])
+  ('rms(eps=inf)', '>= 0'), ('layer(', 'position'), ('rms(gain=two)', 'direct or one_plus'),
+  ('batch(preset=kerass)', "nearest: 'keras'"), ('dyt(preset=torch)', 'it has none'),
+  ('batch(stat_mode=ghost)', 'ghost(k)'), ('batch(stat_mode=ghost(0))', 'ghost(k)'),
+  ('prms(p=0)', '(0, 1]'), ('lrn(alpha=-1)', '>= 0'), ('lrn(convention=keras)', 'paper or torch'),
+  ('instance(affine=1)', 'true or false'), ('renorm(rmax=0.5)', '>= 1'),
+  ('alpha_batch(alpha=2)', '[0, 1]'), ('pointwise(f=tan)', 'arctan'), ('soft_cap(0)', '> 0'),
+  ('unmix(components=0)', '>= 1'), ('frozen_layer(0)', '> 0')])
 def test_a_wrong_spec_is_one_line(spec, part) -> None:
   with pytest.raises(UserError) as info:
     get_norm(spec)
@@ -137,15 +150,18 @@ def test_standardize_against_float64(x, eps) -> None:
   np.testing.assert_allclose(functions.rms_standardize(x, -1, eps), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', names())
-def test_bfloat16_statistics_are_float32(name) -> None:
+@pytest.mark.parametrize('spec', norm_cases.SPECS)
+def test_bfloat16_statistics_are_float32(spec) -> None:
   """The result is the float32 result rounded once, not a bfloat16 computation."""
-  x = jnp.asarray(_images() + 20, jnp.bfloat16)
-  variables = _variables(name, x)
-  wide = _apply(name, variables, x.astype(jnp.float32))
-  narrow = _apply(name, variables, x)
-  assert narrow.dtype == jnp.bfloat16
-  np.testing.assert_array_equal(np.asarray(narrow), np.asarray(wide.astype(jnp.bfloat16)))
+  x = jnp.asarray(norm_cases.inputs(dtype=np.float32) + 20, jnp.bfloat16)
+  wide = np.asarray(x, np.float32)
+  c = norm_cases.condition(spec, wide)
+  params, state = norm_cases.drawn(spec, wide, c)
+  for train in (True, False):
+    y, narrow = (norm_cases.call(spec, {'params': params, 'batch_stats': state}, z, train, c)[0]
+                 for z in (wide, x))
+    assert narrow.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(narrow), np.asarray(y.astype(jnp.bfloat16)))
 
 
 def test_a_large_mean_does_not_cancel() -> None:
