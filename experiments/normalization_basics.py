@@ -41,6 +41,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from experiments.checks import normalization_basics as checks
+from experiments.checks.normalization_basics import ARMS
 from launch.study import (
     DataRequest, EngineConfig, Given, IoConfig, Measurement, Report, Run, Study, field, main)
 from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Claim, Outcome
@@ -50,29 +52,9 @@ from model_lib.training.cohort import Cohort, Member, ModelSpec, OptimizerSpec
 
 PARTS = ('invariances', 'fast_variance', 'residual_variance', 'batch_size')
 
-# The invariance table: what each norm must not notice; it must notice all the rest.
-_MATRIX, _CENTRE, _VECTOR, _DATA, _OFFSET, _CASE = (
-    'weight matrix re-scaling', 'weight matrix re-centring', 'weight vector re-scaling',
-    'data set re-scaling', 'data set re-centring', 'single case re-scaling')
-INVARIANT = {
-    'batch': (_MATRIX, _VECTOR, _DATA, _OFFSET), 'layer': (_MATRIX, _CENTRE, _DATA, _CASE),
-    'rms': (_MATRIX, _DATA, _CASE), 'weight_norm': (_MATRIX, _VECTOR), 'none': ()}
-SAME, OTHER = 1e-12, 1e-2  # of the output's root mean square: a yes is below, a no above
-
-ROWS, OFFSET, DRAWS = 1024, 3000.0, 8
-FAR, FAR_SHARE, NEAR = 100.0, 0.05, 1e-2
-
-BLOCKS, WIDTH = 48, 256
-PLACEMENTS = {'pre': ('pre', 'sp'), 'peri': ('peri', 'sp'), 'layernorm scaling': ('pre', 'lns'),
-              'post': ('post', 'sp')}
-STACKS = {'relu': True, 'gelu': False}  # activation -> whether the second matrix has He's gain
-TOLERANCE = 0.10
-
-ARMS = {'none': 'none', 'layer': 'pre:layer', 'batch': 'pre:batch'}
 REFERENCE = 'none'
 CELL = ('arm', 'batch', 'budget')
 CONVENTIONS = ('unbiased', 'biased', 'recalibrated')
-INDEPENDENT, DEPENDENT = 1e-6, 1e-2
 MARGIN = 1.0  # points
 MIN_SEEDS, MIN_TEST_IMAGES, LEARNED = 8, 5000, 0.8
 MOST_SEEDS = 10007
@@ -119,79 +101,6 @@ def data(config: Config) -> DataRequest | None:
   return DataRequest(config.dataset, 1, config.seed) if 'batch_size' in config.parts else None
 
 
-# The parts that train nothing.
-
-def measure_invariances(given: Given) -> list[dict]:
-  """Deviations of a normalized layer under each transformation, float64, eps = 0."""
-  from model_lib.analysis.invariances import deviations
-  del given
-  specs = {name: f'{name}(eps=0)' if name in ('batch', 'layer', 'rms') else name
-           for name in INVARIANT}
-  return [{'part': 'invariances', 'norm': name, 'transformation': transformation,
-           'deviation': value, 'invariant': int(transformation in INVARIANT[name])}
-          for name, spec in specs.items() for transformation, value in deviations(spec).items()]
-
-
-def measure_fast_variance(given: Given, width: int, draws: int) -> list[dict]:
-  """Standard deviations of normalized rows of offset + N(0, 1), float32."""
-  import flax.linen as nn
-  import jax
-  from model_lib.normalization import get_norm
-  del given
-  layers = {'flax, one pass': nn.LayerNorm(use_scale=False, use_bias=False, epsilon=1e-6),
-            'two passes': get_norm('layer(eps=1e-6)').layer()}
-  found = []
-  for offset in (OFFSET, 0.0):
-    for draw in range(draws):
-      x = offset + jax.random.normal(jax.random.key(draw), (ROWS, width))
-      for method, layer in layers.items():
-        extra = {} if isinstance(layer, nn.LayerNorm) else {'train': False}
-        y = np.asarray(layer.init_with_output(jax.random.key(0), x, **extra)[0], np.float64)
-        deviation = y.std(-1)
-        row = {'part': 'fast_variance', 'method': method, 'offset': offset, 'draw': draw}
-        found.append({**row, 'far_share': float((deviation > FAR).mean()),
-                      'smallest_std': float(deviation.min()),
-                      'largest_std': float(deviation.max()), 'percent': math.nan})
-        if draw == 0 and offset:
-          found += [{**row, 'percent': float(p), 'std': float(np.percentile(deviation, p))}
-                    for p in np.linspace(0, 100, 101)]
-  return found
-
-
-def measure_residual_variance(given: Given, blocks: int, width: int, seeds: int) -> list[dict]:
-  """Predicted and measured variances of the stream, by activation, placement and block.
-
-  After post-norm the stream has variance 1 by construction: there, what enters the norm is taken.
-  """
-  from model_lib.analysis.residual_growth import residual_variance
-  from model_lib.analysis.residual_measurement import measure_variance
-  del given
-  found = []
-  for activation, gained in STACKS.items():
-    for placement, (place, residual) in PLACEMENTS.items():
-      norm = f'{place}:layer(eps=0.0)'
-      predicted = residual_variance(norm, residual, activation, blocks, (1, 2 if gained else 1))
-      measured = measure_variance(norm, residual, activation, gained, blocks, width, seeds=seeds)
-      own = measured.normed if place == 'post' else measured.stream
-      found += [{'part': 'residual_variance', 'activation': activation, 'placement': placement,
-                 'block': i + 1, 'predicted': float(predicted.sums[i]), 'measured': float(own[i])}
-                for i in range(blocks)]
-  return found
-
-
-def wrong_predictions(activation: str, blocks: int) -> dict[str, dict[str, float]]:
-  """placement -> {what is wrongly assumed: the variance that follows}."""
-  from model_lib.activations import get_activation
-  harmonic = sum(1 / i for i in range(1, blocks + 1))
-  unit, power = 'unit-variance branches', 'a homogeneous activation'
-  second = get_activation(activation).moments().second
-  if STACKS[activation]:  # the unit-variance prediction is right; the other placement's is not
-    return {'pre': {"layernorm scaling's growth": 1 + harmonic},
-            'layernorm scaling': {"pre's growth": 1.0 + blocks}}
-  return {'pre': {unit: 1.0 + blocks},
-          'layernorm scaling': {unit: 1 + harmonic, power: 1 + second * harmonic}}
-
-
 # The networks.
 
 def model(config: Config, arm: str) -> ModelSpec:
@@ -223,19 +132,19 @@ def member(config: Config, phase: str, arm: str, batch: int, budget: str, factor
 
 def cohorts(config: Config):
   """The checks; then for the networks selection, steps beyond its edges, and fresh seeds."""
-  checks = {
-      'invariances': Measurement('invariances', measure_invariances, seconds=3),
-      'fast_variance': Measurement('fast_variance', measure_fast_variance,
-                                   {'width': 64, 'draws': DRAWS}, seconds=3),
+  untrained = {
+      'invariances': Measurement('invariances', checks.measure_invariances, seconds=3),
+      'fast_variance': Measurement('fast_variance', checks.measure_fast_variance,
+                                   {'width': 64, 'draws': checks.DRAWS}, seconds=3),
       'residual_variance': Measurement(
-          'residual_variance', measure_residual_variance,
-          {'blocks': BLOCKS, 'width': WIDTH, 'seeds': 8}, seconds=25)}
-  asked = [check for part, check in checks.items() if part in config.parts]
+          'residual_variance', checks.measure_residual_variance,
+          {'blocks': checks.BLOCKS, 'width': checks.WIDTH, 'seeds': 8}, seconds=25)}
+  asked = [check for part, check in untrained.items() if part in config.parts]
   if asked:
     yield asked
   if 'batch_size' not in config.parts:
     return
-  yield [Measurement('batch_independence', measure_independence,
+  yield [Measurement('batch_independence', checks.measure_independence,
                      {'widths': list(config.widths)}, seconds=3)]
 
   def cohort(phase, arm, batch, budget, steps, members):
@@ -282,33 +191,6 @@ def cohorts(config: Config):
   yield fresh
   yield [Measurement('conventions', measure_conventions, {
       'cohorts': [c.name for c in fresh if c.name.startswith('batch-')]}, seconds=30)]
-
-
-def measure_independence(given: Given, widths: Sequence[int]) -> list[dict]:
-  """How far the output of one example moves when the others of its batch change, at the start."""
-  import jax
-  import jax.numpy as jnp
-  from model_lib import models
-  del given
-  key = jax.random.key(0)
-  one, others = jax.random.normal(key, (1, 784)), jax.random.normal(key, (2, 31, 784))
-  found = []
-  for arm, norm in ARMS.items():
-    network = models.build('mlp', widths=list(widths), norm=norm)
-
-    @jax.jit
-    def outputs():
-      variables = network.init(jax.random.key(1), one, train=False)
-      return {mode: [network.apply(variables, jnp.concatenate([one, rest]), train=train,
-                                   mutable=['batch_stats'])[0][0] for rest in others]
-              for mode, train in (('training', True), ('inference', False))}
-
-    for mode, pair in outputs().items():
-      first, second = (np.asarray(y) for y in pair)
-      found.append({'part': 'batch_size', 'phase': 'independence', 'arm': arm, 'mode': mode,
-                    'deviation': float(np.abs(first - second).max() / np.sqrt(
-                        np.mean(np.square(first))))})
-  return found
 
 
 def measure_conventions(given: Given, cohorts: Sequence[str]) -> list[dict]:
@@ -363,80 +245,6 @@ def claims(config: Config) -> tuple[Claim, ...]:
                       .read_text(encoding='utf-8'))
   return tuple(Claim(**entry | ({} if entry.get('kind') == 'check' else
                                 {'rule': f'{entry["rule"]}; {TESTABLE}'})) for entry in listed)
-
-
-def check_outcome(passed: bool, ours: float, note: str) -> Outcome:
-  return Outcome(REPRODUCED if passed else NOT_REPRODUCED, ours, None, None, note)
-
-
-def invariance_outcomes(rows: pd.DataFrame) -> dict[str, Outcome]:
-  """One per norm: the largest change under a yes."""
-  plain = rows[rows.norm == 'none'].deviation.min()
-  found = {}
-  for name, invariant in INVARIANT.items():
-    own = rows[rows.norm == name]
-    yes, no = own[own.invariant == 1].deviation.max(), own[own.invariant == 0].deviation.min()
-    if invariant:
-      found[f'invariances_{name}'] = check_outcome(
-          yes < SAME and no > OTHER and plain > OTHER, yes,
-          f'smallest change under a no {no:.2g}, without a norm {plain:.2g}')
-  return found
-
-
-def variance_outcomes(rows: pd.DataFrame) -> dict[str, Outcome]:
-  """The one-pass variance fails on every draw, the two-pass one on none."""
-  whole = rows[rows.percent.isna()]
-  fast, exact = (whole[whole.method == m] for m in ('flax, one pass', 'two passes'))
-
-  def away(own):
-    return float(np.maximum(own.largest_std - 1, 1 - own.smallest_std).max())
-
-  least = float(fast[fast.offset == OFFSET].far_share.min())
-  control, ours = away(fast[fast.offset == 0]), away(exact)
-  return {'fast_variance_fails': check_outcome(
-              least >= FAR_SHARE and control < NEAR, least,
-              f'largest std {fast.largest_std.max():.3g}; at offset 0 no row is further than '
-              f'{control:.2g} from 1'),
-          'two_pass_variance_holds': check_outcome(
-              ours < NEAR and least >= FAR_SHARE, ours, f'{len(exact)} draws of {ROWS} rows')}
-
-
-def residual_summary(rows: pd.DataFrame) -> list[dict]:
-  """The last block of each stack, with the nearest wrong prediction."""
-  found = []
-  for (activation, placement), own in rows.groupby(['activation', 'placement'], sort=False):
-    last = own.sort_values('block').iloc[-1]
-    wrong = wrong_predictions(activation, int(last.block)).get(placement, {})
-    nearest = min(wrong, key=lambda k, last=last: abs(last.measured / wrong[k] - 1), default='')
-    found.append({
-        'activation': activation, 'placement': placement, 'predicted': last.predicted,
-        'measured': last.measured, 'off': 100 * (last.measured / last.predicted - 1),
-        'wrong': nearest or None, 'wrong_value': wrong.get(nearest),
-        'wrong_off': 100 * (last.measured / wrong[nearest] - 1) if nearest else None})
-  return found
-
-
-def residual_outcomes(rows: pd.DataFrame) -> dict[str, Outcome]:
-  """One per activation: the largest relative distance from the prediction."""
-  found = {}
-  for activation in STACKS:
-    own = [r for r in residual_summary(rows) if r['activation'] == activation]
-    worst = max(abs(r['off']) for r in own) / 100
-    missed = min(abs(r['wrong_off']) for r in own if r['wrong']) / 100
-    found[f'residual_variance_{activation}'] = check_outcome(
-        worst < TOLERANCE < missed, worst, f'a wrong prediction is off by at least {missed:.2g}')
-  return found
-
-
-def independence_outcome(rows: pd.DataFrame) -> Outcome:
-  """LayerNorm's output for one example does not depend on its batch; BatchNorm's does."""
-  own = rows[rows.phase == 'independence'].set_index(['arm', 'mode']).deviation
-  still = own.drop(('batch', 'training'))
-  return check_outcome(
-      float(still.max()) < INDEPENDENT and own['batch', 'training'] > DEPENDENT,
-      float(own['layer'].max()),
-      f'batch norm in training {own["batch", "training"]:.2g}, at inference '
-      f'{own["batch", "inference"]:.2g}')
 
 
 def losses(rows: pd.DataFrame, config: Config, budget: str) -> pd.Series:
@@ -536,13 +344,13 @@ def report(run: Run) -> Report:
   config = run.config
   rows = {part: run.rows[run.rows.part == part] for part in PARTS if part in config.parts}
   found = {}
-  for part, outcomes in (('invariances', invariance_outcomes),
-                         ('fast_variance', variance_outcomes),
-                         ('residual_variance', residual_outcomes)):
+  for part, outcomes in (('invariances', checks.invariance_outcomes),
+                         ('fast_variance', checks.variance_outcomes),
+                         ('residual_variance', checks.residual_outcomes)):
     if part in rows:
       found |= outcomes(rows[part])
   if 'batch_size' in rows:
-    found['layer_ignores_the_batch'] = independence_outcome(rows['batch_size'])
+    found['layer_ignores_the_batch'] = checks.independence_outcome(rows['batch_size'])
     found |= accuracy_outcomes(rows['batch_size'], config)
   for claim in claims(config):
     found.setdefault(claim.id, Outcome(NOT_TESTABLE, None, None,
@@ -551,15 +359,16 @@ def report(run: Run) -> Report:
   tables, drawn = [], {}
   if 'invariances' in rows:
     own = rows['invariances']
-    tables.append(shown.invariance_table(own, SAME, OTHER))
-    drawn['invariances'] = lambda: shown.invariances(own, SAME, OTHER)
+    tables.append(shown.invariance_table(own, checks.SAME, checks.OTHER))
+    drawn['invariances'] = lambda: shown.invariances(own, checks.SAME, checks.OTHER)
   if 'fast_variance' in rows:
-    tables.append(shown.variance_table(rows['fast_variance'], FAR))
-    drawn['fast_variance'] = lambda: shown.fast_variance(rows['fast_variance'], OFFSET)
+    tables.append(shown.variance_table(rows['fast_variance'], checks.FAR))
+    drawn['fast_variance'] = lambda: shown.fast_variance(rows['fast_variance'], checks.OFFSET)
   if 'residual_variance' in rows:
     stacks = rows['residual_variance']
-    tables.append(shown.residual_table(residual_summary(stacks), BLOCKS, WIDTH))
-    drawn['residual_variance'] = lambda: shown.residual_variance(stacks, TOLERANCE)
+    tables.append(shown.residual_table(checks.residual_summary(stacks), checks.BLOCKS,
+                                       checks.WIDTH))
+    drawn['residual_variance'] = lambda: shown.residual_variance(stacks, checks.TOLERANCE)
   if 'batch_size' in rows:
     networks, lost = rows['batch_size'], differences(rows['batch_size'], config)
     name = f'MLP {"-".join(map(str, config.widths))} on {run.dataset}'

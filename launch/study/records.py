@@ -9,6 +9,7 @@ and the engine's decisions. A finished cohort is `checkpoints/<cohort>/finished.
 from __future__ import annotations
 
 import dataclasses
+import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,16 @@ def all_finished(workdir: Workdir) -> list[dict[str, Any]]:
   """The records of all finished cohorts in the order of their rows."""
   found = [atomic.read_json(p) for p in workdir.checkpoints.glob('*/finished.json')]
   return sorted(found, key=lambda r: r['first_member'])
+
+
+def with_nan(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Rows as they were before JSON, which has no nan: what was not finite is null there."""
+  return [{k: float('nan') if v is None else v for k, v in row.items()} for row in rows]
+
+
+def peak_mib() -> float:
+  """Largest resident memory of this process so far, for timing.jsonl."""
+  return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 def write_results(workdir: Workdir, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import resource
 import shutil
 import time
 from collections.abc import Sequence
@@ -147,7 +146,7 @@ class Runner:
     self._names.add(name)
 
   def _take(self, finished: dict[str, Any]) -> None:
-    for key, row in zip(finished['identities'], _with_nan(finished['rows']), strict=True):
+    for key, row in zip(finished['identities'], records.with_nan(finished['rows']), strict=True):
       self.rows.append({k: v for k, v in row.items() if k != 'config'})
       self._by_identity[key] = row
 
@@ -167,7 +166,7 @@ class Runner:
     elif finished['fingerprint'] != item.fingerprint():
       raise UserError(f'{records.finished_path(self.workdir, item.name)}: this was measured by '
                       'another version of the study; use that version or another --workdir')
-    rows = _with_nan(finished['rows'])
+    rows = records.with_nan(finished['rows'])
     self._measured[item.name] = {**finished, 'rows': rows}
     self.rows += rows
 
@@ -177,10 +176,9 @@ class Runner:
     with self.stop.busy(f'measuring {item.name}'):
       self.workdir.write_status('running', step=0, cohort=item.name)
       say(f'measuring {item.name}')
-      found = item.compute(Given(self.data, lambda name: load_cohort(self.workdir, name)),
-                           **item.arguments)
+      given = Given(self.data, lambda name: load_cohort(self.workdir, name))
       rows = [{'member': len(self.rows) + i, 'run': item.name, **row}
-              for i, row in enumerate(found)]
+              for i, row in enumerate(item.compute(given, **item.arguments))]
       finished = {'name': item.name, 'fingerprint': item.fingerprint(),
                   'first_member': len(self.rows), 'model': None,
                   'metrics_bytes': self.metrics.sync(), 'rows': rows}
@@ -189,7 +187,7 @@ class Runner:
       records.write_results(self.workdir, [*self.rows, *rows])
     self.workdir.append_timing({
         'cohort': item.name, 'members': 0, 'steps': 0, 'prepare_s': 0.0, 'train_s': 0.0,
-        'evaluate_s': round(time.monotonic() - start, 3), 'peak_mib': _peak_mib()})
+        'evaluate_s': round(time.monotonic() - start, 3), 'peak_mib': records.peak_mib()})
     return finished
 
   # -- one cohort -------------------------------------------------------------
@@ -237,7 +235,7 @@ class Runner:
         'cohort': cohort.name, 'members': len(cohort.members), 'steps': cohort.steps - step,
         'prepare_s': round(compiled - start, 3), 'train_s': round(trained - compiled, 3),
         'evaluate_s': round(time.monotonic() - trained, 3),
-        'peak_mib': _peak_mib()})
+        'peak_mib': records.peak_mib()})
     return finished
 
   def _batching(self) -> str:
@@ -395,16 +393,6 @@ class Runner:
     """Writes the events of all lines that are left again, once a start."""
     if self._events is not None and not self._events.replayed:
       self._events.replay(self.workdir.metrics)
-
-
-def _peak_mib() -> float:
-  """Largest resident memory of this process so far."""
-  return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
-
-
-def _with_nan(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Rows as they were before JSON, which has no nan: what was not finite is null there."""
-  return [{k: float('nan') if v is None else v for k, v in row.items()} for row in rows]
 
 
 def _number(value) -> float:
