@@ -9,10 +9,12 @@
 `names()` lists all. The formulas that several libraries write differently name their
 convention; `Activation.source` says where a formula was taken from:
 
-  jax, torch      the library of that name
   kunc2024        Kunc & Klema 2024, "Three Decades of Activations", arXiv 2402.09092
   standard        common mathematics
-  <author><year>  the paper in `Activation.paper`
+  <author><year>  the paper in `Activation.paper`, or its authors' own code
+  port            the code of others for that paper
+  memory          no source was found: `Activation.confirmed` is False
+  another word    the library of that name: jax, torch, echo, homa, torch_activation ...
 """
 
 from model_lib.activations import (  # noqa: F401  (each import registers a family)

@@ -253,7 +253,7 @@ def srs(
 ) -> jax.Array:
   """x / (x / a + e^(-x / b)), between a b / (b - a e) and a.
 
-  Li & Zhou 2020, arXiv 2003.00547.
+  Zhou et al. 2020, arXiv 2003.00547.
   """
   left, right = split_at_zero(x)
   # Multiplied through by e^(x / b) on the left, where its inverse overflows.

@@ -69,7 +69,7 @@ def isrlu(x: jax.Array, alpha: float = 1.0) -> jax.Array:
   return jnp.where(x < 0, left * lax.rsqrt(1 + alpha * jnp.square(left)), right)
 
 
-@register(source='basirat2018')
+@register(source='echo')
 def elish(x: jax.Array) -> jax.Array:
   """x sigmoid(x) for x >= 0, (e^x - 1) sigmoid(x) for x < 0.
 
@@ -176,12 +176,14 @@ def _pdelu_kinks(a: float, t: float) -> tuple[float, ...]:
   return (*((-1.0,) if t == 0 and a else ()), *((0.0,) if a != 1 else ()))
 
 
-@register(source='cheng2019', learnable=('a',), bounds={'t': Bounds(0, 1, high_open=True)},
+@register(source='kunc2024', learnable=('a',), bounds={'t': Bounds(0, 1, high_open=True)},
           kinks=_pdelu_kinks, monotone=lambda a, t: 'increasing' if a >= 0 else '')
 def pdelu(x: jax.Array, a: float | jax.Array = 1.0, t: float = 0.9) -> jax.Array:
   """x for x > 0, a (max(1 + (1 - t) x, 0)^(1 / (1 - t)) - 1) for x <= 0.
 
   Cheng et al. 2020.
+
+  The maximum keeps the power real for x < -1 / (1 - t).
   """
   left, right = split_at_zero(x)
   base = (1 - t) * left
@@ -190,7 +192,7 @@ def pdelu(x: jax.Array, a: float | jax.Array = 1.0, t: float = 0.9) -> jax.Array
   return jnp.where(x < 0, a * jnp.where(inside, power, -1), right)
 
 
-@register(source='basirat2018', kinks=(-1.0, 1.0))
+@register(source='echo', kinks=(-1.0, 1.0))
 def hard_elish(x: jax.Array) -> jax.Array:
   """x h(x) for x >= 0, (e^x - 1) h(x) for x < 0, h(x) = max(0, min(1, (x + 1) / 2)).
 
@@ -200,7 +202,7 @@ def hard_elish(x: jax.Array) -> jax.Array:
   return jnp.where(x < 0, jnp.expm1(left), right) * jnp.clip(0.5 * (x + 1), 0, 1)
 
 
-@register(source='godfrey2019', learnable=('beta',), bounds={'beta': Bounds(-1, 1)},
+@register(source='kunc2024', learnable=('beta',), bounds={'beta': Bounds(-1, 1)},
           monotone='increasing', parity=lambda beta: 'odd' if beta == 0 else '',
           duplicates=('identity', 'soft_exponential'))
 def blu(x: jax.Array, beta: float | jax.Array = 0.0) -> jax.Array:
@@ -233,7 +235,7 @@ def _soft_exponential_domain(a: float) -> tuple[float, float]:
   return (-1e4, 1e4) if a >= 0 else (max(-1e4, (1 - 1e-3) / a - a), 1e4)
 
 
-@register(source='godfrey2016', learnable=('a',), monotone='increasing',
+@register(source='kunc2024', learnable=('a',), monotone='increasing',
           parity=lambda a: 'odd' if a == 0 else '', overflow=lambda a: a > 0,
           domain=_soft_exponential_domain, duplicates=('blu', 'identity'))
 def soft_exponential(x: jax.Array, a: float | jax.Array = 0.0) -> jax.Array:

@@ -27,7 +27,7 @@ def mish(x: jax.Array) -> jax.Array:
 def serf(x: jax.Array) -> jax.Array:
   """x erf(ln(1 + e^x)).
 
-  Nag et al. 2021, arXiv 2108.09598.
+  Nag & Bhattacharyya 2021, arXiv 2108.09598.
   """
   return x * lax.erf(jax.nn.softplus(x))
 
@@ -43,7 +43,10 @@ def tanhexp(x: jax.Array) -> jax.Array:
 
 @register(source='kunc2024')
 def gish(x: jax.Array) -> jax.Array:
-  """x ln(2 - exp(-e^x))."""
+  """x ln(2 - exp(-e^x)).
+
+  Kaytan et al. 2023.
+  """
   return x * jnp.log1p(-jnp.expm1(-jnp.exp(jnp.minimum(x, EXPONENT_LIMIT))))
 
 
@@ -68,7 +71,7 @@ def golu(
 def colu(x: jax.Array) -> jax.Array:
   """x / (1 - x exp(-(x + e^x))).
 
-  Vagerwal 2021.
+  Vagerwal 2021, arXiv 2112.12078.
   """
   left, right = split_at_zero(x)
   # Multiplied through by exp(x + e^x) on the left, where its inverse overflows.

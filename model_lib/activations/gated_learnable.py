@@ -25,12 +25,12 @@ def _normal_cdf(x: jax.Array) -> jax.Array:
   return 0.5 * lax.erfc(-x * math.sqrt(0.5))
 
 
-@register(source='lambda_gelu2026', learnable=('hardness',), bounds={'hardness': Bounds(1)},
+@register(source='perezcorral2026', learnable=('hardness',), bounds={'hardness': Bounds(1)},
           duplicates=('gelu', 'xgelu'))
 def lambda_gelu(x: jax.Array, hardness: _Number = 1.0) -> jax.Array:
   """x Phi(hardness x), GELU for hardness 1 and ReLU in the limit.
 
-  arXiv 2603.21991.
+  Perez-Corral et al. 2026, arXiv 2603.21991.
   """
   return x * _normal_cdf(hardness * x)
 
@@ -59,7 +59,7 @@ def tanhsoft_1(x: jax.Array, a: _Number = 1.0) -> jax.Array:
   return jnp.tanh(a * x) * jax.nn.softplus(x)
 
 
-@register(source='echo', learnable=('b', 'c'), positive=('b', 'c'))
+@register(source='kunc2024', learnable=('b', 'c'), positive=('b', 'c'))
 def tanhsoft_2(x: jax.Array, b: _Number = 0.6, c: _Number = 1.0) -> jax.Array:
   """x tanh(b e^(c x)).
 
@@ -96,7 +96,7 @@ def aria2(x: jax.Array, alpha: float = 1.5, beta: float = 2.0) -> jax.Array:
 def falu(x: jax.Array, a: _Number = 0.5, b: _Number = 1.0) -> jax.Array:
   """g + a sigmoid(b x) (1 - g), g = x sigmoid(b x): about the derivative of order a of g, a <= 1.
 
-  Zamora et al. 2021.
+  Zamora et al. 2022.
   """
   gate, rest = jax.nn.sigmoid(b * x), jax.nn.sigmoid(-b * x)
   # 1 - a gate = (1 - a) + a rest keeps its digits on the right.
@@ -137,7 +137,7 @@ def xsilu(x: jax.Array, alpha: _Number = 0.0) -> jax.Array:
   return _expand(silu(x), x, alpha)
 
 
-@register(source='echo')
+@register(source='biswas2020')
 def eis_1(x: jax.Array, delta: float = 1.16) -> jax.Array:
   """x ln(1 + e^x) / (x + delta e^-x).
 

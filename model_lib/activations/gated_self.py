@@ -150,7 +150,10 @@ def pflu(x: jax.Array) -> jax.Array:
 
 @register(source='kunc2024', positive=('alpha',), parity='even')
 def sgelu(x: jax.Array, alpha: float = 1.0) -> jax.Array:
-  """alpha x erf(x / sqrt 2)."""
+  """alpha x erf(x / sqrt 2).
+
+  Yu & Su 2019, arXiv 1911.03925.
+  """
   return alpha * x * lax.erf(x * math.sqrt(0.5))
 
 

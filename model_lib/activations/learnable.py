@@ -111,7 +111,10 @@ def sinlu(x: jax.Array, a: float | jax.Array = 1.0, b: float | jax.Array = 1.0) 
 
 @register(source='kunc2024', learnable=('a', 'b'))
 def coslu(x: jax.Array, a: float | jax.Array = 1.0, b: float | jax.Array = 1.0) -> jax.Array:
-  """(x + a cos(b x)) sigmoid(x)."""
+  """(x + a cos(b x)) sigmoid(x).
+
+  Pishchik 2023.
+  """
   return (x + a * jnp.cos(b * x)) * jax.nn.sigmoid(x)
 
 

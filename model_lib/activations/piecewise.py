@@ -112,9 +112,8 @@ def plu(
     x: jax.Array, v1: _Number = 0.0, v2: _Number = 0.0, v3: _Number = 0.0, v4: _Number = 1.0,
     v5: _Number = 2.0,
 ) -> jax.Array:
-  """Linear interpolation of the values v1 ... v5 at -2, -1, 0, 1, 2, continued with the end slopes.
-
-  The first values are those of the ReLU.
+  """Linear interpolation of the values v1 ... v5 at -2, -1, 0, 1, 2, continued with the end slopes;
+  the first values are those of the ReLU.
   """
   right = jnp.where(x < 1, v3 + (v4 - v3) * x, v4 + (v5 - v4) * (x - 1))
   left = jnp.where(x < -1, v2 + (v2 - v1) * (x + 1), v3 + (v3 - v2) * x)
@@ -159,10 +158,7 @@ def galu(
     a3: _Number = 0.0, b1: float = -1.0, b2: float = -1 / 3, b3: float = 1 / 3, c1: float = 1.0,
     c2: float = 1 / 2, c3: float = 1 / 3,
 ) -> jax.Array:
-  """prelu(x) + sum_j a_j (max(c_j - |x - b_j|, 0) + min(|x - b_j - 2 c_j| - c_j, 0)).
-
-  Nanni et al. 2020.
-  """
+  """prelu(x) + sum_j a_j (max(c_j - |x - b_j|, 0) + min(|x - b_j - 2 c_j| - c_j, 0))."""
   y = jnp.where(x >= 0, x, slope * x)
   for a, b, c in ((a1, b1, c1), (a2, b2, c2), (a3, b3, c3)):
     y = y + a * (jax.nn.relu(c - jnp.abs(x - b)) - jax.nn.relu(c - jnp.abs(x - b - 2 * c)))

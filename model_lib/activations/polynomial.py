@@ -27,7 +27,7 @@ _PEAK = 1 / math.sqrt(2 * math.pi)  # of the normal density
 def ncu(x: jax.Array) -> jax.Array:
   """x - x^3.
 
-  Noel et al. 2021, arXiv 2108.12943.
+  Noel et al. 2021, arXiv 2111.04020.
   """
   return x - x * jnp.square(x)
 
@@ -36,7 +36,7 @@ def ncu(x: jax.Array) -> jax.Array:
 def squ(x: jax.Array) -> jax.Array:
   """x^2 + x.
 
-  Noel et al. 2021, arXiv 2108.12943.
+  Noel et al. 2021, arXiv 2111.04020.
   """
   return x * (x + 1)
 

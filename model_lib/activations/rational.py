@@ -52,7 +52,7 @@ def _sign_changes(coefficients: tuple[float, ...]) -> tuple[float, ...]:
   return tuple(sorted(points))
 
 
-@register(source='molina2019', learnable=_NUMERATOR + _DENOMINATOR, aliases=('pau',),
+@register(source='rational_activations', learnable=_NUMERATOR + _DENOMINATOR, aliases=('pau',),
           kinks=lambda a0, b1, **_: (0.0,) if a0 and b1 else (),
           duplicates=('rational_b', 'rational_c', 'rational_n'))
 def rational_a(
@@ -69,7 +69,7 @@ def rational_a(
   return _polynomial(x, a0, a1, a2, a3, a4, a5) / _polynomial(size, 1.0, *absolute)
 
 
-@register(source='molina2019', learnable=_NUMERATOR + _DENOMINATOR,
+@register(source='rational_activations', learnable=_NUMERATOR + _DENOMINATOR,
           kinks=lambda b1, b2, b3, b4, **_: _sign_changes((0.0, b1, b2, b3, b4)),
           duplicates=('rational_a', 'rational_c', 'rational_n'))
 def rational_b(
@@ -85,7 +85,7 @@ def rational_b(
   return _polynomial(x, a0, a1, a2, a3, a4, a5) / (1 + _absolute(inner))
 
 
-@register(source='molina2019', learnable=_NUMERATOR + ('b0',) + _DENOMINATOR,
+@register(source='rational_activations', learnable=_NUMERATOR + ('b0',) + _DENOMINATOR,
           kinks=lambda b0, b1, b2, b3, b4, **_: _sign_changes((b0, b1, b2, b3, b4)),
           duplicates=('rational_a', 'rational_b', 'rational_n'))
 def rational_c(
@@ -95,7 +95,7 @@ def rational_c(
 ) -> jax.Array:
   """(a0 + a1 x + ... + a5 x^5) / (epsilon + |b0 + b1 x + b2 x^2 + b3 x^3 + b4 x^4|).
 
-  Molina et al. 2019, arXiv 1907.06732.
+  A form of the Pade activation units of Molina et al. 2019, arXiv 1907.06732.
   """
   inner = _polynomial(x, b0, b1, b2, b3, b4)
   return _polynomial(x, a0, a1, a2, a3, a4, a5) / (epsilon + _absolute(inner))
@@ -108,7 +108,7 @@ def _between_poles(b1: float, b2: float, b3: float, b4: float, **_) -> tuple[flo
           min([DOMAIN[1], *(0.999 * pole for pole in poles if pole > 0)]))
 
 
-@register(source='molina2019', learnable=_NUMERATOR + _DENOMINATOR, domain=_between_poles,
+@register(source='rational_activations', learnable=_NUMERATOR + _DENOMINATOR, domain=_between_poles,
           duplicates=('rational_a', 'rational_b', 'rational_c'))
 def rational_n(
     x: jax.Array, a0: _Number = _A0, a1: _Number = _A1, a2: _Number = _A2, a3: _Number = _A3,
@@ -117,12 +117,12 @@ def rational_n(
 ) -> jax.Array:
   """(a0 + a1 x + ... + a5 x^5) / (1 + b1 x + b2 x^2 + b3 x^3 + b4 x^4); training can make poles.
 
-  Molina et al. 2019, arXiv 1907.06732.
+  A form of the Pade activation units of Molina et al. 2019, arXiv 1907.06732.
   """
   return _polynomial(x, a0, a1, a2, a3, a4, a5) / _polynomial(x, 1.0, b1, b2, b3, b4)
 
 
-@register(source='molina2019', kind='stochastic', learnable=_NUMERATOR + _DENOMINATOR,
+@register(source='rational_activations', kind='stochastic', learnable=_NUMERATOR + _DENOMINATOR,
           bounds={'noise': Bounds(0, 1)},
           kinks=lambda b1, b2, b3, b4, **_: _sign_changes((0.0, b1, b2, b3, b4)))
 def rational_d(
@@ -133,7 +133,7 @@ def rational_d(
   """rational_b; in training each coefficient times a number ~ U(1 - noise, 1 + noise), drawn once
   for the array.
 
-  Molina et al. 2019, arXiv 1907.06732.
+  A form of the Pade activation units of Molina et al. 2019, arXiv 1907.06732.
   """
   coefficients = (a0, a1, a2, a3, a4, a5, b1, b2, b3, b4)
   if key is not None:

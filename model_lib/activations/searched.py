@@ -17,7 +17,7 @@ from model_lib.activations.registry import register
 _FIXED_POINT = 0.659046068407407  # of the sigmoid
 
 
-@register(source='ramachandran2017', kinks=(_FIXED_POINT,), monotone='increasing')
+@register(source='homa', kinks=(_FIXED_POINT,), monotone='increasing')
 def max_sigmoid(x: jax.Array) -> jax.Array:
   """max(x, sigmoid(x)).
 
@@ -26,7 +26,7 @@ def max_sigmoid(x: jax.Array) -> jax.Array:
   return jnp.maximum(x, jax.nn.sigmoid(x))
 
 
-@register(source='ramachandran2017', monotone='decreasing')
+@register(source='port', monotone='decreasing')
 def cos_minus_x(x: jax.Array) -> jax.Array:
   """cos(x) - x.
 
@@ -35,7 +35,7 @@ def cos_minus_x(x: jax.Array) -> jax.Array:
   return jnp.cos(x) - x
 
 
-@register(source='ramachandran2017')
+@register(source='homa')
 def min_sin(x: jax.Array) -> jax.Array:
   """min(x, sin(x)) = x for x < 0, sin(x) for x >= 0.
 
@@ -45,7 +45,7 @@ def min_sin(x: jax.Array) -> jax.Array:
   return left + jnp.sin(right)
 
 
-@register(source='ramachandran2017', monotone='decreasing')
+@register(source='port', monotone='decreasing')
 def arctan_squared_minus_x(x: jax.Array) -> jax.Array:
   """arctan(x)^2 - x.
 
@@ -54,7 +54,7 @@ def arctan_squared_minus_x(x: jax.Array) -> jax.Array:
   return jnp.square(jnp.arctan(x)) - x
 
 
-@register(source='ramachandran2017', monotone='increasing')
+@register(source='port', monotone='increasing')
 def max_tanh(x: jax.Array) -> jax.Array:
   """max(x, tanh(x)) = tanh(x) for x < 0, x for x >= 0.
 
@@ -64,7 +64,7 @@ def max_tanh(x: jax.Array) -> jax.Array:
   return jnp.tanh(left) + right
 
 
-@register(source='ramachandran2017', monotone='increasing')
+@register(source='port', monotone='increasing')
 def sinc_plus_x(x: jax.Array) -> jax.Array:
   """sin(x) / x + x.
 
@@ -73,7 +73,7 @@ def sinc_plus_x(x: jax.Array) -> jax.Array:
   return unnormalized_sinc(x) + x
 
 
-@register(source='ramachandran2017', monotone='increasing', parity='odd')
+@register(source='memory', confirmed=False, monotone='increasing', parity='odd')
 def x_asinh_squared(x: jax.Array) -> jax.Array:
   """x asinh(x)^2.
 
