@@ -7,6 +7,8 @@ SKIPS: dict[str, str] = {
   'tests/conftest.py::pytest_collection_modifyitems':
     'Tests marked `parity` compare with torch, an optional extra, for Python 3.11 only; '
     'a line of the summary says whether they ran.',
+  'tests/experiments/test_gallery.py::test_the_search_finds':
+    'It runs the page in Chromium, which is no Python package; the other tests read its text.',
   'tests/launch/test_full_disk.py::test_a_small_disk':
     'It mounts a small tmpfs, which takes root; the other tests there meet a limit on file sizes.',
   'tests/launch/test_workdir.py::test_directory_that_cannot_be_written':
