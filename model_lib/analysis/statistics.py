@@ -75,6 +75,16 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
   return Interval(mean, mean - half, mean + half, n, sd)
 
 
+def geometric_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+  """Geometric mean of positive numbers and its interval: exp of `mean_interval` of the logarithms.
+
+  The sd is that of the logarithms.
+  """
+  with np.errstate(divide='ignore', invalid='ignore'):
+    own = mean_interval(np.log(_sample(values)), level)
+  return Interval(math.exp(own.mean), math.exp(own.low), math.exp(own.high), own.n, own.sd)
+
+
 def paired_difference(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Paired:
   """Paired t test of a - b: t = mean(a - b) / (sd(a - b) / sqrt(n)), df = n - 1, two-sided.
 
@@ -102,6 +112,20 @@ def paired_difference(a: Sequence[float], b: Sequence[float], level: float = 0.9
   else:
     p = float(2 * scipy.stats.t.sf(abs(mean) / (sd / math.sqrt(n)), n - 1))
   return Paired(mean, low, high, p, n, sd)
+
+
+def p_below(paired: Paired, margin: float) -> float:
+  """One-sided p of 'the mean difference is at least the margin': small where it is clearly below.
+
+  P(t_{n-1} <= (mean - margin) / (sd / sqrt(n))), so it is under (1 - level) / 2 where the upper
+  limit of the interval at that level lies below the margin. n < 2: nan. Equal differences: 0 or 1.
+  """
+  if paired.n < 2 or math.isnan(paired.sd):
+    return math.nan
+  if paired.sd == 0:
+    return float(paired.mean >= margin)
+  t = (paired.mean - margin) / (paired.sd / math.sqrt(paired.n))
+  return float(scipy.stats.t.cdf(t, paired.n - 1))
 
 
 def holm(p: Sequence[float]) -> np.ndarray:

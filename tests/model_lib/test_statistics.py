@@ -194,3 +194,27 @@ def test_split_half_tau_uses_each_way_to_halve_once():
 @pytest.mark.parametrize('scores', [[[1, 2, 3]], [[1], [2]], [[1, math.nan], [1, 2]]])
 def test_split_half_tau_without_two_seeds_two_items_or_finite_values(scores):
   assert math.isnan(s.split_half_tau(scores))
+
+
+def test_p_below_is_that_of_the_t_test_and_of_the_upper_limit():
+  a, b = np.array([1.0, 2.0, 4.0]), np.array([0.5, 2.5, 3.0])
+  paired = s.paired_difference(a, b)
+  expected = stats.ttest_1samp(a - b, 1.0, alternative='less').pvalue
+  assert s.p_below(paired, 1.0) == pytest.approx(expected, rel=1e-12)
+  assert s.p_below(paired, paired.high) == pytest.approx(0.025, rel=1e-9)
+  assert s.p_below(paired, paired.high + 0.1) < 0.025 < s.p_below(paired, paired.high - 0.1)
+  same = s.paired_difference(a, a)
+  assert s.p_below(same, 1.0) == 0 and s.p_below(same, 0.0) == 1
+  assert math.isnan(s.p_below(s.paired_difference(a[:1], b[:1]), 1.0))
+
+
+def test_a_geometric_interval_is_that_of_the_logarithms():
+  found = s.geometric_interval([1.0, 100.0])
+  assert found.mean == pytest.approx(10)
+  # With one degree of freedom t is Cauchy; the logs are 0 and log(100).
+  half = math.tan(0.475 * math.pi) * math.log(100) / 2
+  assert (found.low, found.high) == pytest.approx((10 * math.exp(-half), 10 * math.exp(half)))
+  assert found.n == 2 and found.sd == pytest.approx(math.log(100) / math.sqrt(2))
+  assert s.geometric_interval([]).n == 0 and math.isnan(s.geometric_interval([1, -1]).mean)
+  assert s.geometric_interval([3.0]).mean == pytest.approx(3) and math.isnan(
+    s.geometric_interval([3.0]).low)
