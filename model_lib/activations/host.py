@@ -52,6 +52,7 @@ _STRUCTURAL: dict[str, Callable[..., np.ndarray]] = {
     'slice': lambda x, start_indices, limit_indices, strides: np.asarray(x)[tuple(
         slice(*bounds) for bounds in zip(
             start_indices, limit_indices, strides or (1,) * len(start_indices), strict=True))],
+    'stack': lambda *xs, axis: np.stack(xs, axis),
     'squeeze': lambda x, dimensions: np.squeeze(x, tuple(dimensions)),
     'transpose': lambda x, permutation: np.transpose(x, permutation),
 }

@@ -21,8 +21,8 @@ import numpy as np
 
 DIGITS = 60
 # Around 0, ordinary values, and tails on which careless forms overflow.
-POINTS = (0.0, 1e-30, -1e-30, 1e-4, -1e-4, 0.05, -0.05, 0.2, -0.2, 0.3, -0.3, 1.0, -1.0, 1.005, 2.5,
-          -2.5, 10.0, -10.0, 88.0, -88.0, 1e4, -1e4)
+POINTS = (0.0, 1e-30, -1e-30, 1e-4, -1e-4, 0.05, -0.05, 0.2, -0.2, 0.3, -0.3, 1.0, -1.0, 1.005,
+          2.5, -2.5, 10.0, -10.0, 88.0, -88.0, 1e4, -1e4)
 REFERENCES: dict[str, Callable[..., mp.mpf]] = {}
 
 
