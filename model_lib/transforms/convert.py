@@ -16,6 +16,11 @@ from model_lib.transforms.report import TOLERANCES, Report, compare
 from model_lib.transforms.wiring import NormSite, wiring
 
 
+# Norms whose last step is g z + b, or g z, with a gain per channel.
+_ENDS_IN_GAIN = ('layer', 'rms', 'prms', 'simple', 'frozen_layer', 'group', 'instance', 'frn',
+                 'batch', 'renorm', 'switch', 'whiten', 'dyt', 'derf', 'pointwise', 'affine')
+
+
 @dataclasses.dataclass(frozen=True)
 class Converted:
   """A model after surgery.
@@ -47,9 +52,14 @@ def fold_gains(model, variables, inputs) -> Converted:
   With x = g z + b before a map: W' = diag(g) W, b' = b_map + b W. The norms stay.
 
   Raises:
-    UserError: the model has no norms, or something other than linear maps reads one.
+    UserError: the model has no norms, something other than linear maps reads one, or the norm
+      does not end in a gain that multiplies.
   """
   placed, sites = _placed(model, variables, None)
+  if placed.norm.name not in _ENDS_IN_GAIN or (
+      dict(placed.norm.options).get('gain', 'direct') != 'direct'):
+    raise UserError(f'the model has norm={model.norm!r}, whose last step is not g z + b: its gain '
+                    'cannot be folded')
   return convert(model, variables, lambda v: fold_gain_tree(v, sites), placed.spec, inputs)
 
 

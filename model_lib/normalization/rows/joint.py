@@ -19,7 +19,8 @@ _S = functools.partial(
   train_inference=SAME, state=(), init_rule=_INIT, paper=_PAPER, causal=False, family='joint',
   conventions='as timm: biased variance, eps inside the root, 32 groups',
   options=(('groups', 32), ('eps', 1e-5)))
-_RUNNING = 'as timm: eps inside both roots, momentum 0.1 of the new value, unbiased running variance'
+_RUNNING = ('as timm: eps inside both roots, momentum 0.1 of the new value, unbiased running '
+            'variance')
 
 JOINT = (
   _B(
