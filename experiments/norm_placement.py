@@ -73,7 +73,7 @@ class Config:
   patch: int = field(8, 'Patch size in pixels.', low=1)
   dim: int = field(32, 'Width; 4 heads.', low=4)
   depth: int = field(4, 'Blocks.', low=2)
-  steps: int = field(4000, 'Optimizer steps per run.', low=1)
+  steps: int = field(3000, 'Optimizer steps per run.', low=1)
   batch_size: int = field(16, 'Examples per step.', low=1)
   base_rate: float = field(3e-3, "Adam's learning rate at factor 1.", low=1e-8)
   linear_rate: float = field(1e-3, 'The same, of the linear classifier.', low=1e-8)
