@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +37,8 @@ ONE_EACH = tuple(_MORE.get(name, [name])[0] for name in names())
 def inputs(shape=SHAPE, seed: int = 0, dtype=np.float64) -> np.ndarray:
   """Numbers whose examples, positions and channels differ in mean and spread."""
   rng = np.random.default_rng(seed)
-  x = rng.normal(size=shape) * rng.uniform(0.5, 1.5, shape[:1] + (1,) * (len(shape) - 2) + shape[-1:])
+  spread = rng.uniform(0.5, 1.5, (shape[0], *(1,) * (len(shape) - 2), shape[-1]))
+  x = rng.normal(size=shape) * spread
   return (x + 0.7 + 0.3 * rng.normal(size=shape[-1:])).astype(dtype)
 
 
@@ -58,22 +61,44 @@ def call(spec: str, variables, x, train: bool, c=None):
   return (y[0] if isinstance(y, tuple) else y), state.get('batch_stats', {})
 
 
-def start(spec: str, x, c=None, train: bool = False) -> dict:
-  """The variables as the layer makes them."""
-  more = () if c is None else (jnp.asarray(c),)
-  return get_norm(spec).layer().init(jax.random.key(0), jnp.asarray(x), train, *more)
+def takes(spec: str, shape) -> bool:
+  """Whether the norm takes an array of the shape."""
+  return len(shape) > 2 or not get_norm(spec).spatial
 
 
-def drawn(spec: str, x, c=None, seed: int = 2) -> tuple[dict, dict]:
+def compiled(function):
+  """jit without optimizing: compiling is most of these tests' time, and optimizing most of that."""
+  return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0})
+
+
+@functools.cache
+def starts(specs: tuple[str, ...] = SPECS, shape=SHAPE, dtype: str = 'float64',
+           train: bool = False) -> dict:
+  """{spec: the variables as its layer makes them}, in one program; NumPy."""
+  x = inputs(shape, dtype=dtype)
+  conditions = {spec: condition(spec, x) for spec in specs if takes(spec, shape)}
+
+  def init(x, conditions):
+    found = {}
+    for spec, c in conditions.items():
+      more = () if c is None else (c,)
+      found[spec] = get_norm(spec).layer().init(jax.random.key(0), x, train, *more)
+    return found
+
+  with jax.enable_x64(dtype == 'float64'):
+    return jax.tree.map(np.asarray, compiled(init)(x, conditions))
+
+
+def drawn(spec: str, x: np.ndarray, seed: int = 2) -> tuple[dict, dict]:
   """Parameters and state away from their start, NumPy of the dtype of x."""
   rng = np.random.default_rng(seed)
-  variables = start(spec, x, c)
-  params = {k: np.asarray(v, x.dtype) + rng.uniform(-0.4, 0.4, np.shape(v)).astype(x.dtype)
+  variables = starts(shape=x.shape, dtype=x.dtype.name)[spec]
+  params = {k: v.astype(x.dtype) + rng.uniform(-0.4, 0.4, np.shape(v)).astype(x.dtype)
             for k, v in variables.get('params', {}).items()}
-  state = {k: (np.asarray(v, x.dtype) * rng.uniform(0.8, 1.3, np.shape(v))
-               + (rng.normal(size=np.shape(v)) * 0.2 if 'mean' in k or k == 'whitener' else 0)
-               ).astype(x.dtype)
-           for k, v in variables.get('batch_stats', {}).items()}
+  state = {}
+  for k, v in variables.get('batch_stats', {}).items():
+    noise = rng.normal(size=np.shape(v)) * 0.2 if 'mean' in k or k == 'whitener' else 0
+    state[k] = (v * rng.uniform(0.8, 1.3, np.shape(v)) + noise).astype(x.dtype)
   if 'steps' in state:
     state['steps'] = np.asarray(7, x.dtype)
   return params, state

@@ -222,7 +222,8 @@ FUNCTIONS = {
   'isru': lambda z: z / np.sqrt(z ** 2 + 1), 'arctan': lambda z: np.arctan(z) * 2 / np.pi,
   'expsign': lambda z: np.sign(z) * (1 - np.exp(-abs(z))),
   'satursin': lambda z: np.where(abs(z) < np.pi / 2, np.sin(z), np.sign(z)),
-  'smoothsign': lambda z: z / (1 + abs(z)), 'linear_clip': lambda z: np.minimum(1, np.maximum(-1, z)),
+  'smoothsign': lambda z: z / (1 + abs(z)),
+  'linear_clip': lambda z: np.minimum(1, np.maximum(-1, z)),
 }
 
 
