@@ -1,7 +1,7 @@
 """What a normalized layer y = N(x W) does not notice: the invariance table, measured in float64.
 
-The transformations are those of Ba, Kiros, Hinton 2016, arXiv:1607.06450, section 5.1. A yes holds
-under these conditions alone: factors above 0, eps = 0, no bias before the norm (layer and rms lose
+The transformations are those of Ba, Kiros, Hinton 2016, arXiv:1607.06450. A yes holds under these
+conditions alone: factors above 0, eps = 0, no bias before the norm (layer and rms lose
 the re-scalings with one), batch in training mode, weight norm with its g held.
 """
 
