@@ -15,6 +15,7 @@ SURROGATES = {'renorm': True, 'unmix': False}  # name: whether it is so in train
 
 
 ENTRY = (1, 2, 0, 3)
+STATEFUL = tuple(spec for spec in cases.SPECS if get_norm(spec).state)
 # Those whose options change the gradient.
 GRADIENTS = tuple(spec for spec in cases.SPECS if spec in cases.ONE_EACH or spec.startswith(
   ('rms', 'frn', 'pointwise', 'batch(stat_mode=ghost')))
@@ -101,10 +102,10 @@ def test_equation_and_state(spec, computed) -> None:
         np.testing.assert_allclose(after[name], expected_after[name], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize('spec', [s for s in cases.SPECS if get_norm(s).state])
+@pytest.mark.parametrize('spec', STATEFUL)
 def test_state_moves_where_it_should(spec, computed) -> None:
   """Not in the call that makes it; else in training, or in the test-time norms at inference."""
-  made = cases.starts(train=True)[spec]['batch_stats']
+  made = cases.starts(STATEFUL, train=True)[spec]['batch_stats']
   jax.tree.map(np.testing.assert_array_equal, made, cases.starts()[spec]['batch_stats'])
   _, _, state, _ = computed['arguments'][spec][cases.SHAPE]
   expected = {True: 'frozen' not in spec, False: get_norm(spec).name in ('ema_batch', 'unmix')}

@@ -345,15 +345,20 @@ def test_as_torch(spec) -> None:
     def f(x):
       y, state = ours.apply(variables, x, train=train, mutable=['batch_stats'])
       return jnp.sum(y ** 3), (y, state)
-    grad, (y, state) = jax.grad(f, has_aux=True)(jnp.asarray(x))
+    grad, (y, state) = jax.grad(f, has_aux=True)(x)
     return y, grad, state
+
+  our_apply = jax.jit(our_apply, static_argnames='train',
+                      compiler_options={'xla_backend_optimization_level': 0})
 
   for seed in range(2):
     x = images(seed)
     y, grad, state = our_apply(variables, x, train=True)
     expected, expected_grad = torch_apply(x)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(grad, expected_grad, rtol=1e-3, atol=1e-3)
+    # Sums of large terms may cancel to a small entry.
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-3,
+                               atol=1e-3 + 1e-6 * np.abs(expected_grad).max())
     variables = {**variables, **state}
   theirs.eval()
   expected, _ = torch_apply(x)
