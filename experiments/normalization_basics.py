@@ -46,7 +46,6 @@ import numpy as np
 import pandas as pd
 
 from experiments.checks import normalization_basics as checks
-from experiments.checks.normalization_basics import ARMS
 from launch.study import (
     DataRequest, EngineConfig, Given, IoConfig, Measurement, Report, Run, Study, field, main)
 from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Claim, Outcome
@@ -108,7 +107,7 @@ def data(config: Config) -> DataRequest | None:
 
 def model(config: Config, arm: str) -> ModelSpec:
   """The MLP of an arm."""
-  return ModelSpec('mlp', {'widths': list(config.widths), 'norm': ARMS[arm]})
+  return ModelSpec('mlp', {'widths': list(config.widths), 'norm': checks.ARMS[arm]})
 
 
 def cells(config: Config) -> list[tuple[int, str, int]]:
@@ -157,7 +156,7 @@ def cohorts(config: Config):
   def stage(phase, factors):
     """Selection runs at factors(cell), where there are any."""
     listed = []
-    for arm in ARMS:
+    for arm in checks.ARMS:
       for batch, budget, steps in cells(config):
         runs = [member(config, 'selection', arm, batch, budget, f, s)
                 for f in factors((arm, batch, budget)) for s in range(config.selection_seeds)]
@@ -180,7 +179,7 @@ def cohorts(config: Config):
       chosen = selection.choose(rows, CELL)
 
   fresh = []
-  for arm in ARMS:
+  for arm in checks.ARMS:
     for batch, budget, steps in cells(config):
       factor = chosen[arm, batch, budget].factor if chosen else factors[0]
       # Where every rate diverged the smallest one is run, so that the table shows it.

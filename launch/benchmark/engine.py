@@ -16,7 +16,7 @@ import numpy as np
 
 from launch.benchmark import plain
 from launch.study import datasets
-from launch.study.study import DataRequest
+from launch.study.request import DataRequest
 from model_lib.training import loop
 from model_lib.training import planning
 from model_lib.training.cohort import Cohort, Member, ModelSpec

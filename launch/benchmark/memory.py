@@ -76,7 +76,7 @@ def _population(case: Case, batching: str, batch_size: int = 128):
 
   from launch.benchmark import engine
   from launch.study import datasets
-  from launch.study.study import DataRequest
+  from launch.study.request import DataRequest
   from model_lib.training.cohort import ModelSpec
   from model_lib.training.population import Population
   runs = engine.cohort(case.members, 4, ModelSpec(case.model, dict(case.arguments)), batch_size)

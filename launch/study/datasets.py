@@ -16,7 +16,7 @@ from data.device import DeviceFeed
 from data.load import Dataset, window_tokens
 from data.load import load as load_dataset
 from data.splits import Split, make_splits
-from launch.study.study import DataRequest
+from launch.study.request import DataRequest
 from model_lib import models
 from model_lib.errors import UserError
 from model_lib.training.batch_order import BatchOrder

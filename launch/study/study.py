@@ -14,27 +14,9 @@ if TYPE_CHECKING:
   from launch.study.claims import Outcome
   from launch.study.datasets import StudyData
   from launch.study.load import Trained
+  from launch.study.request import DataRequest
   from launch.study.tables import Table
   from model_lib.training.cohort import Cohort
-
-
-@dataclasses.dataclass(frozen=True)
-class DataRequest:
-  """The data that all cohorts of a study read.
-
-  Attributes:
-    dataset: name known to `data.load`.
-    splits: number of different train / validation / test splits.
-    seed: of the splits and of the label permutations.
-    eval_batch: examples per evaluation batch.
-    window: tokens per example, for text.
-  """
-
-  dataset: str
-  splits: int = 1
-  seed: int = 0
-  eval_batch: int = 512
-  window: int = 128
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 from data import builders
 from data.content import Content
 from launch.study import datasets
-from launch.study.study import DataRequest
+from launch.study.request import DataRequest
 from model_lib.errors import UserError
 from model_lib.training import loop, planning
 from model_lib.training import population as population_lib

@@ -1,0 +1,24 @@
+"""Which data a study reads. Plain data, no jax."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class DataRequest:
+  """The data that all cohorts of a study read.
+
+  Attributes:
+    dataset: name known to `data.load`.
+    splits: number of different train / validation / test splits.
+    seed: of the splits and of the label permutations.
+    eval_batch: examples per evaluation batch.
+    window: tokens per example, for text.
+  """
+
+  dataset: str
+  splits: int = 1
+  seed: int = 0
+  eval_batch: int = 512
+  window: int = 128
