@@ -77,7 +77,7 @@ class World:
     """Rows of the measurements of this part."""
     found = [{'part': 'batch_size', 'phase': 'independence', 'arm': a, 'mode': m, 'deviation':
               0.9 if (a, m) == ('batch', 'training') else 0.0}
-             for a in study.ARMS for m in ('training', 'inference')]
+             for a in study.checks.ARMS for m in ('training', 'inference')]
     for convention in study.CONVENTIONS:
       for batch, budget, _ in study.cells(config):
         found += [{'part': 'batch_size', 'phase': 'conventions', 'convention': convention,
