@@ -13,8 +13,7 @@ fast_variance: rows of 3000 + N(0, 1) in float32 through flax's LayerNorm, whose
 E x^2 - (E x)^2, and through the two-pass variance used here.
 
 residual_variance: the variance of the residual stream after 48 blocks of two matrices, predicted
-from the activation's Gaussian moments and measured, by placement of the norm; with predictions
-that are wrong as controls.
+from the activation's Gaussian moments and measured, by placement; wrong predictions as controls.
 
 batch_size: does LayerNorm keep its accuracy where the batch shrinks, and does BatchNorm lose (Ba,
 Kiros, Hinton 2016)? Hidden layers of 1000 are too slow for two cores: the widths are 128-128.
