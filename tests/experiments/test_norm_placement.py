@@ -180,7 +180,7 @@ def test_presets_are_valid_and_their_models_can_be_built(preset):
 
 
 def test_a_zeroed_last_block_is_the_network_of_one_block_less():
-  config = resolved('smoke')
+  config = resolved('smoke', depth=2)
   whole, fewer = (models.build('vit', **study.vit(config, 'pre/pre', 'plain', n).arguments)
                   for n in (0, 1))
   x = np.random.default_rng(1).normal(size=(2, 8, 8)).astype(np.float32)
@@ -389,7 +389,7 @@ def test_tables_and_figures_show_the_data_set():
 
 
 def test_gradient_norms_are_those_of_the_parameters():
-  config = resolved('smoke')
+  config = resolved('smoke', depth=2)
   model = models.build('vit', **study.vit(config, 'post/post', 'dual').arguments)
   x = np.random.default_rng(0).normal(size=(3, 4, 8, 8)).astype(np.float32)
   labels = np.arange(12, dtype=np.int32).reshape(3, 4) % 10
@@ -416,9 +416,10 @@ def test_gradient_norms_are_those_of_the_parameters():
 
 @pytest.fixture(scope='module')
 def smoke(tmp_path_factory, compile_cache) -> Path:
-  """A finished run of the preset."""
+  """A finished run of the preset without its second stem, whose programs compile as long again."""
   workdir = tmp_path_factory.mktemp('norm_placement') / 'run'
-  done = helpers.run_module('experiments.norm_placement', '--preset=smoke', f'--workdir={workdir}')
+  done = helpers.run_module('experiments.norm_placement', '--preset=smoke', f'--workdir={workdir}',
+                            '--config.stems=plain')
   assert done.returncode == 0, done.stderr
   return workdir
 
@@ -432,7 +433,7 @@ def test_smoke_ends_with_tables_claims_and_figures(smoke):
   rows = pd.read_csv(smoke / 'results.csv')
   assert (rows[rows.phase == 'fresh'].groupby('arm').test_accuracy.mean() > 0.1).any()
   own = rows[rows.phase == 'gradients']
-  assert len(own) == 2 * 2 * 2 and (own.gradient_ratio > 0).all()
+  assert len(own) == 2 * 2 and (own.gradient_ratio > 0).all()
   np.testing.assert_allclose(own.gradient_ratio, own.stem_gradient / own.block_gradient, rtol=1e-6)
 
 
@@ -465,6 +466,7 @@ def test_the_start_of_a_gradient_is_the_state_that_training_begins_with(smoke):
     (dict(blocks=('post/post',)), 'pre/pre and plain are missing'),
     (dict(stems=('dual',)), 'pre/pre and plain are missing'),
     (dict(stems=('plain', 'dual', 'dual')), 'config.stems: something stands there twice'),
+    (dict(depth=1), 'config.depth: where the last block is zeroed'),
     (dict(rate_factors=(3.0, 1.0)), 'rate_factors: must ascend'),
     (dict(blocks=('pre/pre', 'pre/psot')), 'blocks'),
 ])
