@@ -29,6 +29,9 @@ SMALLER: Mapping[str, Sequence[str]] = {
     '--preset=smoke', '--config.mlp.activations=relu,gelu', '--config.rate_factors=0.1,1,10',
     '--config.mlp.steps=20', '--config.mlp_widths=16', '--config.io.figures=false',
     '--config.io.checkpoint_interval_s=60'],
+  'experiments.normalization_basics': [
+    '--preset=smoke', '--config.parts=fast_variance', '--config.io.figures=false'],
+  'experiments.gallery': ['--preset=smoke', '--config.activations=relu,gelu', '--config.norms=none,layer'],
   'experiments.mystudy': ['--preset=smoke', '--config.io.figures=false'],
   'launch.record': ['--allow_dirty'],  # the copy is under no version control
 }
