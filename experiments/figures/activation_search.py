@@ -94,6 +94,9 @@ def learning_rate_sensitivity(results: pd.DataFrame) -> Figure:
                   linestyle=plotting.DASHES[index], label=model)
         above = line[line > HIGHEST]
         axes.plot(above.index, [HIGHEST] * len(above), '^', markersize=7, color=color)
+        for factor in above.index:
+          axes.annotate(f'> {HIGHEST}', (factor, HIGHEST), xytext=(-6, 0),
+                        textcoords='offset points', ha='right', va='center', color=color)
         if line.notna().any():
           axes.plot([line.idxmin()], [line.min()], 'o', markersize=8, markerfacecolor='none',
                     markeredgecolor=color)
@@ -104,7 +107,7 @@ def learning_rate_sensitivity(results: pd.DataFrame) -> Figure:
       axes.margins(x=0.15)
     if panels:
       plotting.plain_log_axis(panels[0])  # the others share it
-    base = f'multiple of {REFERENCE}\'s best; triangle: above {HIGHEST}'
+    base = f'multiple of {REFERENCE}\'s best'
     plotting.label_figure(figure, panels, x='learning rate (multiple of the base)',
                           y=f'validation loss ({base})')
   return figure
