@@ -8,9 +8,10 @@ A block stands between two comments, and everything between them is replaced:
   <!-- results: STUDY/RECORD [rows=N] [keep=A,B] -->  ...  <!-- end results -->
   <!-- timing: STUDY -->                              ...  <!-- end timing -->
 
-The first shows a record's table.md; with rows=N the tables of arms keep their N first rows and
-those of the arms after keep=. The table of claims is always whole. The second shows what each
-recorded run of a study cost, from timing.jsonl.
+The first shows the tables of a record's table.md, one heading lower than there; with rows=N the
+tables of arms keep their N first rows and those of the arms after keep=. The table of claims is
+always whole, its rules are left to table.md. The second shows what each recorded run of a study
+cost, from timing.jsonl.
 """
 
 from __future__ import annotations
@@ -89,11 +90,11 @@ def results_block(root: Path, name: str, rows: int = 0, keep: Sequence[str] = ()
   whole = f'{RESULTS}/{name}/table.md'
   parts = [f'Recorded in [`{RESULTS}/{name}`]({RESULTS}/{name}): {_origin(directory)}.', '']
   for title, table, notes in sections(_read(directory / 'table.md')):
-    parts += [title, '']
-    if title.removeprefix('### ') == 'Claims':
-      parts += [*table, '', '<details><summary>Measures, rules and controls</summary>', '',
-                *notes, '', '</details>', '']
+    if title == '### Claims':
+      parts += [f'#### Claims of {name}', '', *table, '',
+                f'Measures, rules and controls of each claim: [table.md]({whole}).', '']
       continue
+    parts += [f'#{title}', '']
     kept = _shortened(table, rows, keep)
     parts += [*kept, '']
     if len(kept) < len(table):

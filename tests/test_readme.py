@@ -213,7 +213,7 @@ def test_extensions_are_short():
   found = [b for b in blocks(adding) if b.language == 'python']
   assert [b.place[2] if b.place else '' for b in found] == [
     'model_lib/activations/rectified.py', 'model_lib/normalization/layers.py',
-    'model_lib/normalization/registry.py', '', 'experiments/mystudy.py']
+    'model_lib/normalization/rows/token.py', '', 'experiments/mystudy.py']
   code = [[line for line in b.source.splitlines() if line.strip() and not line.startswith('# ')]
           for b in found]
   lengths = [len(code[0]), len(code[1]) + len(code[2]), len(code[3]), len(code[4])]

@@ -10,8 +10,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from model_lib.errors import UserError
+from model_lib.models.activation_layer import consumer_gains
+from model_lib.models.hyper import read_hp
 from model_lib.normalization import weight as weights
 from model_lib.parametrization import Branch, get_parametrization
+
+
+def start_gain(module: nn.Module, consumes: str | None, init_gain: bool, parametrization: str,
+               branch: Branch | None) -> jax.Array | float:
+  """The gain of a kernel that is about to be made; 1 for one that exists or reads no activation.
+
+  Args:
+    module: in whose compact method this is called, before `kernel`.
+    consumes: spec of the activation whose output the layer reads, or None.
+    init_gain: whether the gain follows the activation (else it is sqrt(2)).
+    parametrization, branch: a branch of a row that starts from Xavier's std has no gain.
+
+  Returns:
+    The swept number `init_gain` where the run sets it, else the gain of the activation.
+  """
+  has_gain = consumes is not None and not (get_parametrization(parametrization).xavier and branch)
+  if not has_gain or module.has_variable('params', 'kernel'):
+    return 1.0
+  return read_hp(module, 'init_gain', consumer_gains(consumes, init_gain)[0])
 
 
 def kernel(module: nn.Module, shape: tuple[int, ...], role: str, parametrization: str,

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from model_lib.errors import UserError
-from model_lib.models.activation_layer import consumer_gains
-from model_lib.models.hyper import read_hp
 from model_lib.models.kernel import kernel as make_kernel
+from model_lib.models.kernel import start_gain
 from model_lib.normalization.weight import cosine
 from model_lib.parametrization import Branch, get_parametrization
 
@@ -53,10 +52,8 @@ class Linear(nn.Module):
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.floating):
       raise UserError(f'the model needs floating-point input, not {x.dtype}: scale it first')
-    row, gain = get_parametrization(self.parametrization), 1.0
-    has_gain = self.consumes is not None and not (row.xavier and self.branch)
-    if has_gain and not self.has_variable('params', 'kernel'):
-      gain = read_hp(self, 'init_gain', consumer_gains(self.consumes, self.init_gain)[0])
+    row = get_parametrization(self.parametrization)
+    gain = start_gain(self, self.consumes, self.init_gain, self.parametrization, self.branch)
     kernel = make_kernel(self, (x.shape[-1], self.features), self.role, self.parametrization,
                          gain, self.weight, train, self.labels, self.branch)
     product = cosine if self.weight == 'cosine' else jnp.dot

@@ -14,7 +14,6 @@ import re
 
 from model_lib import spec as spec_lib
 from model_lib.errors import UserError
-from model_lib.normalization.entry import GAIN as _GAIN  # for rows that are added below
 from model_lib.normalization.entry import Norm, NormParameter
 from model_lib.normalization.rows import ROWS
 
