@@ -165,9 +165,9 @@ def test_a_population_costs_little(tmp_path):
   seconds = []
   for number in range(5):
     with tb.EventWriter(tmp_path / str(number)) as writer:
-      start = time.perf_counter()
+      start = time.process_time()
       for step, metrics in enumerate(steps):
         writer.add(step, tb.population_values(metrics, 'train'))
       writer.flush()
-      seconds.append(time.perf_counter() - start)
-  assert sorted(seconds)[2] < 0.15
+      seconds.append(time.process_time() - start)
+  assert sorted(seconds)[2] < 0.15  # of CPU, so that a busy machine does not fail it
