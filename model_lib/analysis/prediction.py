@@ -126,7 +126,7 @@ def compare(model: MLP, variables: Mapping, x: jax.Array) -> list[Row]:
   @jax.jit
   def second_moments(variables, x):
     calls = {call.site: call for call in record(model, variables, x).calls}
-    return [(jnp.mean(calls[name].inputs[0] ** 2), jnp.mean(calls[name].output ** 2))
+    return [(jnp.mean(calls[name].inputs[0] ** 2), jnp.mean(calls[name].array ** 2))
             for name in names]
 
   table, widths = [], (*model.widths, model.num_classes)

@@ -15,7 +15,6 @@ where its output is used several times.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-import dataclasses
 import math
 import re
 from typing import Any, NamedTuple
@@ -30,30 +29,10 @@ from model_lib.analysis.streaming import Sums, Values, merge_trees
 from model_lib.errors import UserError
 from model_lib.models.activation_layer import ActivationLayer, branches
 from model_lib.models.attention import Attention
+from model_lib.models.recording import CALL, Call, record_calls
 from model_lib.models.residual import Fixed, Trained
 
 SATURATED = 0.01  # a unit is saturated where |f'(x)| is below this
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-  """One call of a module: its site, the module (with its attributes), input and output.
-
-  Attributes:
-    site: path of the module, '#n' behind it for its call number n > 0.
-    module: unbound copy.
-    inputs: the arrays among the positional arguments.
-    output: an array, or None where the module returns something else.
-  """
-
-  site: str
-  module: nn.Module
-  inputs: tuple[jax.Array, ...]
-  output: jax.Array | None
-
-  @property
-  def path(self) -> tuple[str, ...]:
-    return tuple(part for part in self.site.partition('#')[0].split('/') if part)
 
 
 class Recording(NamedTuple):
@@ -96,33 +75,19 @@ def record(model: nn.Module, variables: Mapping, x: jax.Array, train: bool = Fal
   Returns:
     The recording; inside a trace its arrays are tracers.
   """
-  calls: list[Call | None] = []
-  attention, times = {}, {}
-
-  def interceptor(next_fun, args, kwargs, context):
-    module, path = context.module, '/'.join(context.module.path)
-    if isinstance(module, Attention) and context.method_name == '_normalized':
-      q, k, multiplier = next_fun(*args, **kwargs)
-      attention[path] = _entropy(q, k, multiplier, module.causal)
-      return q, k, multiplier
-    if context.method_name != '__call__':
-      return next_fun(*args, **kwargs)
-    number = times[path] = times.get(path, -1) + 1
-    site = f'{path}#{number}' if number else path
-    place = len(calls)
-    calls.append(None)
-    output = next_fun(*args, **kwargs)
-    if added and site in added:
-      output = output + added[site]
-    inputs = tuple(arg for arg in args if isinstance(arg, jax.Array))
-    calls[place] = Call(site, module.clone(parent=None, name=None), inputs,
-                        output if isinstance(output, jax.Array) else None)
-    return output
-
   state = [name for name in variables if name not in ('params', 'hp')]
-  with nn.intercept_methods(interceptor):
-    output = model.apply(variables, x, train=train, rngs=rngs, mutable=state if train else False)
-  return Recording(output[0] if train else output, calls, attention)
+
+  def add(call: Call):
+    more = added.get(call.site) if call.method == CALL else None
+    return call.output if more is None else call.output + more
+
+  output, calls = record_calls(
+      lambda: model.apply(variables, x, train=train, rngs=rngs, mutable=state if train else False),
+      (CALL, '_normalized'), add if added else None)
+  attention = {call.site: _entropy(*call.output, call.module.causal) for call in calls
+               if call.method == '_normalized' and isinstance(call.module, Attention)}
+  return Recording(output[0] if train else output,
+                   [call for call in calls if call.method == CALL], attention)
 
 
 def of_module(variables: Mapping, path: Sequence[str]) -> dict[str, Any]:
@@ -162,8 +127,8 @@ def measure(model: nn.Module, variables: Mapping, x: jax.Array, targets: Any = N
   if loss is not None:
     def outputs():
       recording = record(model, variables, x, train, rngs)
-      return {call.site: call.output for call in recording.calls
-              if call.output is not None and chosen.fullmatch(call.site)}
+      return {call.site: call.array for call in recording.calls
+              if call.array is not None and chosen.fullmatch(call.site)}
     shapes = jax.eval_shape(outputs)
     added = {site: jnp.zeros(shape.shape, shape.dtype) for site, shape in shapes.items()
              if jnp.issubdtype(shape.dtype, jnp.inexact)}
@@ -207,8 +172,8 @@ def run(model: nn.Module, variables: Mapping, batches: Iterable, **options) -> S
 
 def _forward_stats(recording: Recording, variables: Mapping, chosen: re.Pattern) -> Stats:
   calls = [call for call in recording.calls
-           if call.output is not None and chosen.fullmatch(call.site)
-           and jnp.issubdtype(call.output.dtype, jnp.inexact) and call.output.ndim]
+           if call.array is not None and chosen.fullmatch(call.site)
+           and jnp.issubdtype(call.array.dtype, jnp.inexact) and call.array.ndim]
   if not calls:
     known = [call.site for call in recording.calls][:5]
     raise UserError(f'probes: no site matches {chosen.pattern!r}; sites are e.g. '
@@ -220,7 +185,7 @@ def _forward_stats(recording: Recording, variables: Mapping, chosen: re.Pattern)
       saturated[call.site] = Sums(jnp.asarray(slopes.size, jnp.int32),
                                   jnp.sum(jnp.abs(slopes) < SATURATED).astype(jnp.int32))
   return Stats(
-    _values({call.site: call.output for call in calls}),
+    _values({call.site: call.array for call in calls}),
     _values({f'{number:03d} {name}': x
              for number, (name, x) in enumerate(residual_stream(recording.calls))}),
     saturated, {site: sums for site, sums in recording.attention.items()
@@ -305,8 +270,8 @@ def residual_stream(calls: Sequence[Call]) -> list[tuple[str, jax.Array]]:
         found.append(('end', call.inputs[0]))
       return found
   holder = next(call for call in calls if list(call.path) == parent)
-  if holder.output is not None and holder.output.shape == shape:
-    found.append(('end', holder.output))
+  if holder.array is not None and holder.array.shape == shape:
+    found.append(('end', holder.array))
   return found
 
 

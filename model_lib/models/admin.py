@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from model_lib.errors import UserError
+from model_lib.models.recording import Call, record_calls
 from model_lib.models.residual import Trained
 
 
@@ -31,22 +31,20 @@ def init_omegas(apply: Callable[[dict], object], variables: dict) -> dict:
   Raises:
     UserError: the model has no omega.
   """
-  outputs, omegas, state = {}, {}, {'square': 1.0}
+  outputs, omegas, square = {}, {}, 1.0
 
-  def watch(run, args, kwargs, context):
-    module = context.module
-    result = run(*args, **kwargs)
-    if not isinstance(module, Trained) or module.rule.name != 'omega':
-      if context.method_name == '__call__' and isinstance(result, jax.Array):
-        outputs[module.path] = result
-      return result
-    omegas[module.path] = jnp.sqrt(jnp.asarray(state['square'], result.dtype))
-    branch = outputs[(*module.path[:-1], module.name.removeprefix('residual_'))]
-    state['square'] += jnp.mean(jnp.var(branch.astype(jnp.float32), axis=-1))
-    return jnp.full_like(result, omegas[module.path])
+  def set_omega(call: Call):
+    nonlocal square
+    if not isinstance(call.module, Trained) or call.module.rule.name != 'omega':
+      outputs[call.path] = call.output
+      return call.output
+    *holder, name = call.path
+    omegas[call.path] = jnp.sqrt(jnp.asarray(square, call.output.dtype))
+    branch = outputs[(*holder, name.removeprefix('residual_'))]
+    square += jnp.mean(jnp.var(branch.astype(jnp.float32), axis=-1))
+    return jnp.full_like(call.output, omegas[call.path])
 
-  with nn.intercept_methods(watch):
-    apply(variables)
+  record_calls(lambda: apply(variables), change=set_omega)
   if not omegas:
     raise UserError("the model has no omega to start: build it with parametrization='admin'")
 

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from model_lib.models.recording import record_calls
 from model_lib.normalization import functions as fn
 from model_lib.normalization.layers import BatchNorm
 
@@ -52,18 +53,15 @@ def recalibrated(model: nn.Module, variables: Mapping[str, Any], inputs: jax.Arr
   Returns:
     The collection `batch_stats`.
   """
+  _, calls = record_calls(
+      lambda: model.apply(variables, inputs, train=True, mutable=['batch_stats']))
   found: dict[str, Any] = {}
-
-  def watch(call, args, kwargs, context):
-    if isinstance(context.module, BatchNorm) and context.method_name == '__call__':
-      x = args[0]
+  for call in calls:
+    if isinstance(call.module, BatchNorm):
+      x, = call.inputs
       mean, var = fn.moments(x, tuple(range(x.ndim - 1)))
       node = found
-      for name in context.module.path:
+      for name in call.path:
         node = node.setdefault(name, {})
       node |= {'mean': mean.reshape(-1), 'var': var.reshape(-1)}
-    return call(*args, **kwargs)
-
-  with nn.intercept_methods(watch):
-    model.apply(variables, inputs, train=True, mutable=['batch_stats'])
   return found

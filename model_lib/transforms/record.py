@@ -1,10 +1,4 @@
-"""Inputs and outputs of layers inside a model, recorded without editing it.
-
-`nn.intercept_methods` rather than `capture_intermediates`: that stores outputs only, while a fit
-needs what the norm reads; and it needs no mutable collection, so that the model runs as it does
-in use. The calls are seen while the model is traced; the values leave the compiled function as
-its result.
-"""
+"""Inputs and outputs of layers inside a model, as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -15,6 +9,7 @@ import jax
 import numpy as np
 
 from model_lib.errors import UserError
+from model_lib.models.recording import record_calls
 from model_lib.spec import nearest
 
 
@@ -30,22 +25,11 @@ def record(model: nn.Module, variables, inputs,
 
   @jax.jit
   def run(variables, inputs):
-    found, seen = {}, []
-
-    def watch(call, args, kwargs, context):
-      out = call(*args, **kwargs)
-      if context.method_name == '__call__':
-        path = '/'.join(context.module.path)
-        seen.append(path)
-        if path in paths:
-          found[path] = (args[0], out)
-      return out
-
-    with nn.intercept_methods(watch):
-      model.apply(variables, inputs, train=False)
+    _, calls = record_calls(lambda: model.apply(variables, inputs, train=False))
+    by_path = {'/'.join(call.path): call for call in calls}
     for path in paths:
-      if path not in found:
-        raise UserError(f'the model has no layer {path!r}{nearest(path, seen)}')
-    return found
+      if path not in by_path:
+        raise UserError(f'the model has no layer {path!r}{nearest(path, by_path)}')
+    return {path: (by_path[path].inputs[0], by_path[path].output) for path in paths}
 
   return jax.tree.map(np.asarray, run(variables, inputs))

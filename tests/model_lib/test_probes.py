@@ -27,8 +27,8 @@ def _arrays(model, variables, x):
   """site -> (first input, output), and the residual stream, from one compiled call."""
   def both(variables):
     calls = probes.record(model, variables, x).calls
-    return ({call.site: (call.inputs[:1], call.output) for call in calls
-             if call.output is not None}, [x for _, x in probes.residual_stream(calls)])
+    return ({call.site: (call.inputs[:1], call.array) for call in calls
+             if call.array is not None}, [x for _, x in probes.residual_stream(calls)])
   return jax.tree.map(np.asarray, jax.jit(both)(variables))
 
 
