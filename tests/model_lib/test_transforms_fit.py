@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from model_lib import models
 from model_lib.errors import UserError
+from model_lib.normalization import get_norm
 from model_lib.transforms import fit_pointwise, layer_to_pointwise
 from tests.model_lib import model_cases as cases
 
@@ -70,31 +72,44 @@ def test_channels_and_data_without_information() -> None:
     fit_pointwise(x, y, 'dit')
 
 
-def test_a_model_with_fitted_norms() -> None:
-  """The outputs change by less than with slopes that do not fit; the report says by how much."""
-  model = models.build('gpt', **cases.SIZES['gpt'])
-  calibration, x = cases.inputs('gpt'), cases.inputs('gpt', seed=1)
+@pytest.mark.parametrize('name, form, inner', [
+  ('gpt', 'dyt', {'alpha'}), ('vit', 'derf', {'alpha', 'shift'})])
+def test_a_model_with_fitted_norms(name, form, inner) -> None:
+  """The outputs change by less than with numbers that do not fit; the report says by how much."""
+  model = models.build(name, **cases.SIZES[name])
+  calibration, x = (jnp.concatenate([cases.inputs(name, seed) for seed in seeds])
+                    for seeds in (range(6), range(6, 9)))
   variables = cases.numbers(model, x)
-  done = layer_to_pointwise(model, variables, calibration, x, tolerances={'float32': 1e-4})
-  assert done.model.norm == 'pre:dyt' and not done.report.equal
+  done = layer_to_pointwise(model, variables, calibration, x, form, tolerances={'float32': 1e-4})
+  assert done.model.norm == f'pre:{form}' and not done.report.equal
   assert [fit.path for fit in done.fits] == [
     'blocks/norm_attention_0', 'blocks/norm_feed_forward_0', 'blocks/norm_final']
   assert all(0 < fit.error < 0.9 for fit in done.fits) and 'relative error' in str(done)
+  blocks = done.variables['params']['blocks']
   for fit in done.fits:
-    leaves = done.variables['params']['blocks'][fit.path.rpartition('/')[2]]
-    assert set(leaves) == {'alpha', 'scale', 'bias'} and np.isclose(leaves['alpha'], fit.alpha)
+    leaves = blocks[fit.path.rpartition('/')[2]]
+    assert set(leaves) == inner | {'scale', 'bias'} and np.isclose(leaves['alpha'], fit.alpha)
+    assert np.isclose(leaves.get('shift', 0.0), fit.s) and (fit.s != 0) == ('shift' in inner)
 
   before = cases.logits(model, variables, x)
-  apply = jax.jit(lambda v: done.model.apply(v, x, train=False))
-  after = np.asarray(apply(done.variables))
-  single = done.report['float32']
+  apply = jax.jit(lambda blocks: done.model.apply(
+    {**done.variables, 'params': {**done.variables['params'], 'blocks': blocks}}, x, train=False))
+
+  def distance(change) -> float:
+    """Root mean square change of the outputs with other leaves in the place of a norm's."""
+    changed = {part: change(part, leaves) if part.startswith('norm_') else leaves
+               for part, leaves in blocks.items()}
+    return np.sqrt(np.mean((np.asarray(apply(changed)) - before) ** 2))
+
+  after, single = np.asarray(apply(blocks)), done.report['float32']
   np.testing.assert_allclose(single.max_difference, np.abs(after - before).max(), rtol=1e-3)
-  np.testing.assert_allclose(single.rms_difference, np.sqrt(np.mean((after - before) ** 2)),
+  np.testing.assert_allclose(single.rms_difference, distance(lambda part, leaves: leaves),
                              rtol=1e-3)
-  for fit in done.fits:
-    done.variables['params']['blocks'][fit.path.rpartition('/')[2]]['alpha'] *= np.float32(20)
-  unfit = np.asarray(apply(done.variables))
-  assert np.sqrt(np.mean((unfit - before) ** 2)) > 1.1 * single.rms_difference
+  # The controls: as a new layer starts, with the old gain and bias; and slopes that are too steep.
+  start = {p.name: np.float32(p.init) for p in get_norm(form).parameters if p.name in inner}
+  unfitted = distance(lambda part, leaves: {**variables['params']['blocks'][part], **start})
+  steep = distance(lambda part, leaves: {**leaves, 'alpha': leaves['alpha'] * np.float32(20)})
+  assert min(unfitted, steep) > 1.1 * single.rms_difference, (unfitted, steep, single)
 
 
 @pytest.mark.parametrize('norm, form, part', [
