@@ -13,7 +13,7 @@ from model_lib.models import overrides
 from model_lib.models.embedding import Table
 from model_lib.models.linear import Linear
 from model_lib.models.site import Site
-from model_lib.models.sphere import scaled_logits
+from model_lib.models.sphere import projection, scaled_logits
 from model_lib.models.transformer import Transformer, stack_sites
 
 
@@ -45,6 +45,10 @@ class GPT(nn.Module):
     """What stands where without the overrides."""
     return stack_sites(self.depth, self.dim, True, self.activation, self.norm,
                        self.parametrization)
+
+  def projection(self):
+    """What keeps the parameters where the placement wants them, or None (`models.sphere`)."""
+    return projection(self.norm, self.parametrization)
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -106,17 +106,29 @@ def stack_hp(members: Sequence[Member], model_hp: Mapping) -> dict:
   return {'optimizer': optimizer, 'model': flax.traverse_util.unflatten_dict(stacked, sep='/')}
 
 
+def projection(model):
+  """The function params -> params onto the set where the model keeps them, or None for no such set.
+
+  A model with such a set has a method `projection()` that gives it.
+  """
+  method = getattr(model, 'projection', None)
+  return method() if method else None
+
+
 def create(model, tx, example: np.ndarray, hp, key_data: jax.Array) -> TrainState:
   """Initial state of one run.
 
   The model's variables are created under the given swept numbers, so that an
-  initialization gain in `hp` acts on the draw.
+  initialization gain in `hp` acts on the draw; then they are projected, if the model has it.
   """
   key = jax.random.wrap_key_data(key_data, impl='threefry2x32')
   _, variables = model.apply(
       {'hp': hp['model']}, example, train=False, rngs={'params': key},
       mutable=['params', 'batch_stats'])
   params = variables.pop('params')
+  project = projection(model)
+  if project:
+    params = project(params)
   return TrainState(
       step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params), hp=hp,
       collections=dict(variables), key=key_data,
@@ -127,7 +139,8 @@ def train_step(model, tx, factor, task, state: TrainState, inputs, targets):
   """One optimizer step of one run.
 
   loss = mean over the batch of task.losses; with rate = learning_rate * factor(step):
-  params <- params - rate * (direction(gradient) + weight_decay * params).
+  params <- params - rate * (direction(gradient) + weight_decay * params),
+  followed by the model's projection, if it has one.
   A loss that is not finite marks the run as diverged at this step; from then on
   its update is masked. The mask acts on the update alone: a selection over the
   whole state would cost 30 % of a step. The gradient is not tested, which would
@@ -160,8 +173,13 @@ def train_step(model, tx, factor, task, state: TrainState, inputs, targets):
   def details():
     return {**{k: v.mean() for k, v in extra.items()}, 'grad_norm': optax.tree.norm(grads)}
 
+  params, project = jax.tree.map(move, state.params, updates), projection(model)
+  if project:
+    # A projection of what lies on the set already may round: a masked run keeps its bits.
+    params = jax.tree.map(lambda old, new: jnp.where(alive, new, old), state.params,
+                          project(params))
   state = state.replace(
-      step=state.step + 1, params=jax.tree.map(move, state.params, updates), opt_state=opt_state,
+      step=state.step + 1, params=params, opt_state=opt_state,
       collections=collections,
       diverged_step=jnp.where((state.diverged_step < 0) & ~finite, state.step,
                               state.diverged_step))
