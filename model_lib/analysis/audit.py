@@ -20,6 +20,7 @@ import numpy as np
 
 from model_lib.analysis import probes
 from model_lib.errors import UserError
+from model_lib.models.recording import Call
 from model_lib.normalization import layers
 
 BATCH_SIZES = (2, 8, 32, 128, 512)
@@ -82,9 +83,13 @@ class Row:
   shrink: float
 
 
+@np.errstate(invalid='ignore')  # what is not finite gets a verdict
 def audit_norms(model, variables: Mapping, batches: Iterable, limits: Limits = Limits(),
                 sizes: Sequence[int] = BATCH_SIZES) -> list[Row]:
   """One row per norm, those that diverge most between training and inference first.
+
+  Batches in the order of training show what that order does: with examples sorted by label a
+  batch has moments that the running ones, though those of the data, do not fit.
 
   Args:
     model: called as `model.apply(variables, x, train=...)`; its norms are the project's layers.
@@ -118,10 +123,11 @@ def audit_norms(model, variables: Mapping, batches: Iterable, limits: Limits = L
     raise UserError('audit: there is no batch; give at least one')
   table = [_row(call, probes.of_module(variables, call.path), inputs[site],
                 population.get(site, []), limits, sizes) for site, call in norms.items()]
-  return sorted(table, key=lambda row: -row.gap)
+  # A gap that is no number is the largest of all.
+  return sorted(table, key=lambda row: -np.nan_to_num(row.gap, nan=np.inf))
 
 
-def _modules(model, variables, x) -> list[probes.Call]:
+def _modules(model, variables, x) -> list[Call]:
   """The calls of norms, without computing: for their modules, which a jit cannot return."""
   calls = []
   jax.eval_shape(lambda: [calls.append(call) for call in probes.record(model, variables, x).calls
