@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from model_lib.models.vit import ViT
+from model_lib.training import state
+from model_lib.training.cohort import Member
 from model_lib.training.population import compile_options
 from model_lib.training.tasks import cross_entropy
 
@@ -46,9 +48,8 @@ def initializer(model, example: jax.Array) -> Callable:
     model: Linen module.
     example: inputs, of which the shape counts.
   """
-  def create(hp, key):
-    return model.apply({'hp': hp}, example, train=False, rngs={'params': key},
-                       mutable=['params'])[1]['params']
+  def create(hp, key_data):
+    return state.create(model, optax.identity(), example, {'model': hp}, key_data).params
 
   compiled = jax.jit(create, compiler_options=compile_options())
-  return lambda hp, seed: compiled(hp, jax.random.key(seed, impl='threefry2x32'))
+  return lambda hp, seed: compiled(hp, state.seed_keys([Member({}, seed, seed, 0, {})])[0])
