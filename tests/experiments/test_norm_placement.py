@@ -20,7 +20,6 @@ from launch.study import config as config_lib
 from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, evaluate, read_claims
 from launch.study.study import Measurement, Run
 from model_lib import models
-from model_lib.analysis.block_gradients import gradient_norms, initializer
 from model_lib.errors import UserError
 from model_lib.normalization import block
 from tests import helpers
@@ -385,32 +384,6 @@ def test_tables_and_figures_show_the_data_set():
   assert [r['role'] for r in table.rows] == ['tested'] * 7 + ['control'] * 3 + ['baseline']
 
 
-# The gradients.
-
-
-def test_gradient_norms_are_those_of_the_parameters():
-  config = resolved('smoke', depth=2)
-  model = models.build('vit', **study.vit(config, 'post/post', 'dual').arguments)
-  x = np.random.default_rng(0).normal(size=(3, 4, 8, 8)).astype(np.float32)
-  labels = np.arange(12, dtype=np.int32).reshape(3, 4) % 10
-  variables = filled(model, x[0])
-
-  def loss(params, x, labels):
-    logits = model.apply({**variables, 'params': params}, x, train=True)
-    return -(jax.nn.log_softmax(logits) * jax.nn.one_hot(labels, 10)).sum(-1).mean()
-
-  stem, blocks = 0.0, np.zeros(config.depth)
-  gradient = compiled(jax.grad(loss))
-  for i in range(3):
-    g = jax.device_get(gradient(variables['params'], x[i], labels[i]))
-    stem += sum((leaf.astype(np.float64)**2).sum() for leaf in g['stem'].values()) / 3
-    for path, leaf in jax.tree_util.tree_leaves_with_path(g['blocks']):
-      blocks[int(path[0].key.rpartition('_')[2])] += (leaf.astype(np.float64)**2).sum() / 3
-  found = compiled(gradient_norms(model))(variables, x, labels)
-  assert float(found[0]) == pytest.approx(math.sqrt(stem), rel=1e-4)
-  np.testing.assert_allclose(np.asarray(found[1]), np.sqrt(blocks), rtol=1e-4)
-
-
 # A run.
 
 
@@ -437,26 +410,15 @@ def test_smoke_ends_with_tables_claims_and_figures(smoke):
   np.testing.assert_allclose(own.gradient_ratio, own.stem_gradient / own.block_gradient, rtol=1e-6)
 
 
-def test_the_start_of_a_gradient_is_the_state_that_training_begins_with(smoke):
-  from launch.study import datasets
-  from model_lib.training.population import Population
+def test_a_gradient_at_the_start_is_that_of_the_run_s_own_seed():
+  """The measurement adds the number of a row to the first seed."""
   config = resolved('smoke')
-  cohort, = [c for c in play(config).stages[0] if c.name == 'pre.pre-fresh']
-  data = datasets.load(study.data(config), '')
-  prepared = data.prepare(cohort, 'device')
-  population = Population(cohort, data.build(cohort.model), prepared.task, prepared.arrays, 'map')
-  begun = population.initial(cohort.members)
-  place = [m.tags['arm'] for m in cohort.members].index('pre/pre') + 1
-  own = initializer(population.model, np.zeros((2, 8, 8), np.float32))(
-      jax.tree.map(lambda leaf: leaf[place], begun.hp['model']),
-      study.seed_of(config, 'fresh', 0, 0) + cohort.members[place].tags['seed'])
-  for path, leaf in jax.tree_util.tree_leaves_with_path(own):
-    expected = begun.params
-    for step in path:
-      expected = expected[step.key]
-    np.testing.assert_allclose(leaf, expected[place], rtol=1e-6, err_msg=str(path))
-  other = np.asarray(begun.params['stem']['kernel'][0])
-  assert np.abs(np.asarray(own['stem']['kernel']) - other).max() > 0.1
+  stages = play(config).stages
+  measurement, = stages[-1]
+  for cohort in (c for c in stages[0] if c.name in measurement.arguments['cohorts']):
+    own = [m for m in cohort.members if m.tags['role'] == 'tested']
+    assert [m.seed for m in own] == [
+        measurement.arguments['first_seed'] + m.tags['seed'] for m in own]
 
 
 # What is refused.
