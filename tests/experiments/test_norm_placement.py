@@ -389,10 +389,14 @@ def test_tables_and_figures_show_the_data_set():
 
 @pytest.fixture(scope='module')
 def smoke(tmp_path_factory, compile_cache) -> Path:
-  """A finished run of the preset without its second stem, whose programs compile as long again."""
+  """A finished run of the preset without its second stem, whose programs compile as long again.
+
+  They are not optimized: compiling takes nearly all of the time.
+  """
   workdir = tmp_path_factory.mktemp('norm_placement') / 'run'
   done = helpers.run_module('experiments.norm_placement', '--preset=smoke', f'--workdir={workdir}',
-                            '--config.stems=plain')
+                            '--config.stems=plain',
+                            env={'XLA_FLAGS': '--xla_backend_optimization_level=0'})
   assert done.returncode == 0, done.stderr
   return workdir
 
