@@ -16,21 +16,19 @@ SURROGATES = {'renorm': True, 'unmix': False}  # name: whether it is so in train
 
 ENTRY = (1, 2, 0, 3)
 STATEFUL = tuple(spec for spec in cases.SPECS if get_norm(spec).state)
-# Those whose options change the gradient.
-GRADIENTS = tuple(spec for spec in cases.SPECS if spec in cases.ONE_EACH or spec.startswith(
-  ('rms', 'frn', 'pointwise', 'batch(stat_mode=ghost')))
 
 
 def _arguments(spec, shape, dtype=np.float64):
   """(x, parameters, state, condition), drawn."""
   x = cases.inputs(shape, dtype=dtype)
-  return x, *cases.drawn(spec, x), cases.condition(spec, x)
+  return x, *cases.drawn(spec, dtype), cases.condition(spec, x)
 
 
 def _shapes(spec):
   """That of images, and one of fewer axes where the layer looks at their number."""
   fewer = {'frozen_layer': (4, 3, 8), 'batch': (4, 8), 'unmix': (4, 8), 'group': (4, 8)}
-  return cases.SHAPE, *(fewer[name] for name in fewer if name == get_norm(spec).name)
+  name = get_norm(spec).name
+  return (cases.SHAPE, fewer[name]) if spec in cases.ONE_EACH and name in fewer else (cases.SHAPE,)
 
 
 def _modes(spec):
@@ -61,22 +59,24 @@ def computed():
   def everything(arguments, other, weights):
     results, changed, gradients = {}, {}, {}
     for spec, by_shape in arguments.items():
-      x, *rest = by_shape.pop(cases.SHAPE)
-      pair = jax.vmap(lambda x, spec=spec, rest=rest: _calls(spec, x, *rest))(
-        jnp.stack([x, other]))
-      results[spec], changed[spec] = (
-        {cases.SHAPE: jax.tree.map(lambda leaf, i=i: leaf[i], pair)} for i in range(2))
-      for shape, found in by_shape.items():
-        results[spec][shape] = _calls(spec, *found)
-      if spec not in GRADIENTS:
-        continue
-      params, state, c = rest
+      x, params, state, c = by_shape.pop(cases.SHAPE)
 
       def loss(x, params, train, spec=spec, state=state, c=c):
         variables = {'params': params, 'batch_stats': state}
-        return jnp.sum(weights * cases.call(spec, variables, x, train, c)[0])
+        y, after = cases.call(spec, variables, x, train, c)
+        return jnp.sum(weights * y), (y, after)
 
-      gradients[spec] = {train: jax.grad(loss, (0, 1))(x, params, train) for train in _modes(spec)}
+      # Results and gradients of x and of `other` from one trace of the layer.
+      graded = jax.value_and_grad(loss, (0, 1), has_aux=True)
+      pair = {train: jax.vmap(lambda x, graded=graded, params=params, train=train: graded(
+        x, params, train))(jnp.stack([x, other])) for train in _modes(spec)}
+      own, moved = (jax.tree.map(lambda leaf, i=i: leaf[i], pair) for i in range(2))
+      results[spec], changed[spec] = (
+        {cases.SHAPE: {train: found for train, ((_, found), _) in by_mode.items()}}
+        for by_mode in (own, moved))
+      gradients[spec] = {train: gradient for train, (_, gradient) in own.items()}
+      for shape, found in by_shape.items():
+        results[spec][shape] = _calls(spec, *found)
     return {'results': results, 'changed': changed, 'gradients': gradients}
 
   with jax.enable_x64(True):
@@ -113,7 +113,7 @@ def test_state_moves_where_it_should(spec, computed) -> None:
     assert any(np.any(after[k] != state[k]) for k in after) == expected[train], train
 
 
-@pytest.mark.parametrize('spec', GRADIENTS)
+@pytest.mark.parametrize('spec', cases.SPECS)
 def test_gradient(spec, computed) -> None:
   """Along a drawn direction of x and of the parameters, against central differences of NumPy.
 
@@ -231,7 +231,7 @@ def test_partial_rms_looks_at_the_first_channels_alone() -> None:
   others, first = x.copy(), x.copy()
   others[..., 4:] += 1.0
   first[..., 0] += 5.0
-  variables = cases.starts(dtype='float32')['prms(p=0.5)']
+  variables = cases.starts()['prms(p=0.5)']
   y, apart, changed = (np.asarray(cases.call('prms(p=0.5)', variables, z, False)[0])
                        for z in (x, others, first))
   np.testing.assert_array_equal(y[..., :4], apart[..., :4])
@@ -266,19 +266,22 @@ def _changes(x: np.ndarray) -> dict[str, np.ndarray]:
 @pytest.fixture(scope='module')
 def deviations():
   """{name: {change: max |y' - y| / rms(y)}} in training, at the start values, without eps."""
-  specs = tuple(_without_eps(spec) for spec in cases.ONE_EACH)
   x = cases.inputs()
   changes = _changes(x)
   stack = np.stack([x, *changes.values()])
-  conditions = {spec: cases.condition(spec, x) for spec in specs}
+  arguments = {}
+  for spec in cases.ONE_EACH:
+    variables = jax.tree.map(np.float64, cases.starts()[spec])
+    if spec.startswith('divisive'):
+      variables['params']['sigma'] *= 0  # starts at the option that is set to 0
+    arguments[_without_eps(spec)] = variables, cases.condition(spec, x)
 
-  def program(stack, started, conditions):
-    return {spec: jax.vmap(lambda x, spec=spec: cases.call(
-      spec, started[spec], x, True, conditions[spec])[0])(stack) for spec in specs}
+  def program(stack, arguments):
+    return {spec: jax.vmap(lambda x, spec=spec, variables=variables, c=c: cases.call(
+      spec, variables, x, True, c)[0])(stack) for spec, (variables, c) in arguments.items()}
 
-  started = cases.starts(specs)
   with jax.enable_x64(True):
-    results = jax.tree.map(np.asarray, cases.compiled(program)(stack, started, conditions))
+    results = jax.tree.map(np.asarray, cases.compiled(program)(stack, arguments))
   return {get_norm(spec).name: {
     name: np.abs(other - y[0]).max() / np.sqrt(np.mean(np.square(y[0])))
     for name, other in zip(changes, y[1:], strict=True)} for spec, y in results.items()}

@@ -43,7 +43,7 @@ def _apply(norm: str, variables, x, train: bool = False):
 @pytest.mark.parametrize('spec', norm_cases.SPECS)
 def test_the_description_is_the_layer(spec) -> None:
   """Parameters, their start values and shapes, and the state are what the table says."""
-  norm, variables = get_norm(spec), norm_cases.starts(dtype='float32')[spec]
+  norm, variables = get_norm(spec), norm_cases.starts()[spec]
   params = variables.get('params', {})
   assert set(params) == {p.name for p in norm.parameters}
   for p in norm.parameters:
@@ -367,6 +367,45 @@ def test_as_torch(spec) -> None:
   if spec.startswith('batch'):
     np.testing.assert_allclose(variables['batch_stats']['var'], theirs.running_var.numpy(),
                                rtol=1e-6)
+
+
+@pytest.mark.parity
+def test_modes_of_batch_norm_as_torch() -> None:
+  """Frozen moments in training, ghosts of two examples, moments of the test batch: y, dy/dx."""
+  import torch
+  from torch.nn.functional import batch_norm
+  x = _images()
+  scale, bias = (torch.tensor(GAIN_BIAS[name]) for name in ('scale', 'bias'))
+  stats = {'mean': np.linspace(-1, 2, 16, dtype=np.float32),
+           'var': np.linspace(0.5, 6, 16, dtype=np.float32)}
+  mean, var = (torch.tensor(stats[name]) for name in ('mean', 'var'))
+  theirs = {
+    ('batch(stat_mode=frozen)', True): lambda x: batch_norm(x, mean, var, scale, bias),
+    ('batch(stat_mode=ghost(2))', True): lambda x: torch.cat([
+      batch_norm(part, None, None, scale, bias, training=True) for part in x.split(2)]),
+    ('test_batch', False): lambda x: batch_norm(x, None, None, scale, bias, training=True),
+  }
+
+  def ours(x):
+    found = {}
+    for spec, train in theirs:
+      def loss(x, spec=spec, train=train):
+        y, _ = get_norm(spec).layer().apply(
+          {'params': GAIN_BIAS, 'batch_stats': stats}, x, train, mutable=['batch_stats'])
+        return jnp.sum(y ** 3), y
+      found[spec, train] = jax.grad(loss, has_aux=True)(x)
+    return found
+
+  found = norm_cases.compiled(ours)(jnp.asarray(x))
+  for key, function in theirs.items():
+    leaf = torch.tensor(x, requires_grad=True)
+    expected = function(leaf.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    (expected ** 3).sum().backward()
+    grad, y = found[key]
+    np.testing.assert_allclose(y, expected.detach(), rtol=1e-4, atol=1e-5, err_msg=str(key))
+    np.testing.assert_allclose(grad, leaf.grad, rtol=1e-3, atol=1e-3, err_msg=str(key))
+  frozen, ghosts, test = (np.asarray(found[key][1]) for key in list(theirs)[:3])
+  assert np.abs(frozen - ghosts).max() > 0.1 and np.abs(ghosts - test).max() > 0.1
 
 
 def test_dyt_is_its_formula() -> None:

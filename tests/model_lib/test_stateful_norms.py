@@ -23,7 +23,7 @@ MODELS = {
 STEPS, K = 6, 3
 
 
-@pytest.fixture(scope='module', params=MODELS)
+@pytest.fixture(scope='module', params=['mlp', pytest.param('cnn', marks=pytest.mark.slow)])
 def trained(request, tmp_path_factory):
   """(engine of two members, both trained together)."""
   engine = Engine(MODELS[request.param], chunk=2, k=K, steps=STEPS, streams=2,
