@@ -12,7 +12,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from model_lib.activations.numerics import EXPONENT_LIMIT, split_at_zero
+from model_lib.activations.numerics import EXPONENT_LIMIT, one_minus_exp, split_at_zero
 from model_lib.activations.registry import register
 
 
@@ -130,7 +130,7 @@ def loglog(x: jax.Array) -> jax.Array:
 @register(source='standard', monotone='increasing')
 def cloglog(x: jax.Array) -> jax.Array:
   """1 - exp(-e^x), the complementary log-log curve."""
-  return -jnp.expm1(-jnp.exp(jnp.minimum(x, EXPONENT_LIMIT)))
+  return one_minus_exp(jnp.exp(jnp.minimum(x, EXPONENT_LIMIT)))
 
 
 @register(source='ma2022', positive=('sigma',), monotone='increasing')

@@ -10,7 +10,12 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from model_lib.activations.numerics import EXPONENT_LIMIT, split_at_zero
+from model_lib.activations.numerics import (
+    EXPONENT_LIMIT,
+    one_minus_exp,
+    saturating_tanh,
+    split_at_zero,
+)
 from model_lib.activations.registry import register
 
 
@@ -38,7 +43,7 @@ def tanhexp(x: jax.Array) -> jax.Array:
 
   Liu & Di 2020, arXiv 2003.09855.
   """
-  return x * jnp.tanh(jnp.exp(jnp.minimum(x, EXPONENT_LIMIT)))
+  return x * saturating_tanh(jnp.exp(jnp.minimum(x, EXPONENT_LIMIT)))
 
 
 @register(source='kunc2024')
@@ -47,13 +52,13 @@ def gish(x: jax.Array) -> jax.Array:
 
   Kaytan et al. 2023.
   """
-  return x * jnp.log1p(-jnp.expm1(-jnp.exp(jnp.minimum(x, EXPONENT_LIMIT))))
+  return x * jnp.log1p(one_minus_exp(jnp.exp(jnp.minimum(x, EXPONENT_LIMIT))))
 
 
 @register(source='kunc2024')
 def loglogish(x: jax.Array) -> jax.Array:
   """x (1 - exp(-e^x))."""
-  return -x * jnp.expm1(-jnp.exp(jnp.minimum(x, EXPONENT_LIMIT)))
+  return x * one_minus_exp(jnp.exp(jnp.minimum(x, EXPONENT_LIMIT)))
 
 
 @register(source='das2025', aliases=('expexpish',), positive=('alpha', 'beta', 'gamma'))

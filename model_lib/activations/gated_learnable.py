@@ -14,7 +14,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from model_lib.activations.gated_self import calu, gelu, silu
-from model_lib.activations.numerics import EXPONENT_LIMIT, split_at_zero
+from model_lib.activations.numerics import EXPONENT_LIMIT, saturating_tanh, split_at_zero
 from model_lib.activations.registry import register
 from model_lib.activations.settings import Bounds
 
@@ -65,7 +65,7 @@ def tanhsoft_2(x: jax.Array, b: _Number = 0.6, c: _Number = 1.0) -> jax.Array:
 
   Biswas et al. 2020, arXiv 2009.03863.
   """
-  return x * jnp.tanh(b * jnp.exp(jnp.minimum(c * x, EXPONENT_LIMIT)))
+  return x * saturating_tanh(b * jnp.exp(jnp.minimum(c * x, EXPONENT_LIMIT)))
 
 
 @register(source='kunc2024', learnable=('a',),

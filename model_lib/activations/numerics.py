@@ -18,3 +18,30 @@ def split_at_zero(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """
   negative = x < 0
   return jnp.where(negative, x, 0), jnp.where(negative, 0, x)
+
+
+@jax.custom_jvp
+def one_minus_exp(u: jax.Array) -> jax.Array:
+  """1 - e^-u, with all digits of its derivative e^-u, which JAX takes from -(1 - e^-u) + 1."""
+  return -jnp.expm1(-u)
+
+
+@one_minus_exp.defjvp
+def _one_minus_exp_jvp(primals, tangents):
+  (u,), (du,) = primals, tangents
+  return one_minus_exp(u), jnp.exp(-u) * du
+
+
+@jax.custom_jvp
+def saturating_tanh(u: jax.Array) -> jax.Array:
+  """tanh(u), with all digits of its derivative, which JAX takes from 1 - tanh(u)^2.
+
+  Where u grows like e^x, each derivative multiplies the rounding error of that difference by u.
+  """
+  return jnp.tanh(u)
+
+
+@saturating_tanh.defjvp
+def _saturating_tanh_jvp(primals, tangents):
+  (u,), (du,) = primals, tangents
+  return saturating_tanh(u), 4 * jax.nn.sigmoid(2 * u) * jax.nn.sigmoid(-2 * u) * du
