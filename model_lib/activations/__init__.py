@@ -21,6 +21,7 @@ from model_lib.activations import (  # noqa: F401  (each import registers a fami
     bounded,
     conditioned,
     exponential,
+    fractional,
     gated_exponential,
     gated_learnable,
     gated_self,

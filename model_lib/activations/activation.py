@@ -12,7 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model_lib.activations.moments import Moments, gaussian_moments, hermite_coefficients
+from model_lib.activations.moments import (
+    ClosedForm,
+    Moments,
+    gaussian_moments,
+    hermite_coefficients,
+)
 from model_lib.activations.settings import Bounds
 from model_lib.errors import UserError
 
@@ -71,6 +76,8 @@ class Activation:
       gated one; f under the population statistics (mean 0, variance 1) of a statistics one; the
       inference form of a stochastic one. None where there is none.
     population: the moments at q = 1 where they are not those of a pointwise function, or None.
+    closed_form: the moments and the spectrum of a `scalar` for which quadrature does not converge,
+      because its slope has a pole, or None.
   """
 
   name: str
@@ -95,6 +102,7 @@ class Activation:
   function: Callable[..., jax.Array]
   scalar: Callable[..., jax.Array] | None
   population: Callable[[], Moments] | None
+  closed_form: ClosedForm | None
 
   @property
   def id(self) -> str:
@@ -177,6 +185,8 @@ class Activation:
 
   def spectrum(self, q: float = 1.0, degree: int = 64) -> np.ndarray:
     """Hermite coefficients [degree + 1] of `scalar` under x ~ N(0, q); see `moments.py`."""
+    if self.closed_form is not None:
+      return self.closed_form.spectrum(q, degree)
     return hermite_coefficients(self.at_first_values(), self.kinks, self.jumps, q, degree)
 
   def at_first_values(self) -> Callable[[jax.Array], jax.Array]:
@@ -203,4 +213,6 @@ def cached_moments(activation: Activation, q: float) -> Moments:
     if q != 1:
       raise UserError(f'the moments of {activation.spec!r} are known for variance 1, not {q:g}')
     return activation.population()
+  if activation.closed_form is not None:
+    return activation.closed_form.moments(q)
   return gaussian_moments(activation.at_first_values(), activation.kinks, activation.jumps, q)

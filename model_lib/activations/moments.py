@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 import math
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -62,6 +63,16 @@ class Moments:
   def slope_share(self) -> float:
     """(E f')^2 / E f'^2: 1 for a linear function, 0 for an even one; nan where f jumps."""
     return self.slope_mean**2 / self.slope_second
+
+
+class ClosedForm(Protocol):
+  """Moments and Hermite coefficients of one function without quadrature."""
+
+  def moments(self, q: float) -> Moments:
+    """Under x ~ N(0, q)."""
+
+  def spectrum(self, q: float, degree: int) -> np.ndarray:
+    """[degree + 1]; see `hermite_coefficients`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,8 +176,8 @@ def _samples(
     raise ValueError(f'the variance q must be above 0, not {q}')
   unit_nodes, unit_weights = np.polynomial.legendre.leggauss(_ORDER)
   scale, width = math.sqrt(q), _WIDTH
-  for _ in range(_REFINEMENTS + 1):
-    middle, half_widths = _panels(width, tuple(point / scale for point in breaks))
+  for refinement in range(_REFINEMENTS + 1):
+    middle, half_widths = _panels(width, tuple(point / scale for point in breaks), refinement)
     z = middle[:, None] + half_widths[:, None] * unit_nodes
     values = np.broadcast_to(evaluate(function, (scale * z).ravel()), z.size).reshape(z.shape)
     slopes = values @ _differentiation(unit_nodes).T / (scale * half_widths[:, None])
@@ -180,10 +191,17 @@ def _samples(
       f'the Gaussian moments did not converge (error about {error:.1e}): is a kink undeclared?')
 
 
-def _panels(width: float, breaks: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-  """Middles and half widths [panel] of the panels between -12 and 12."""
+def _panels(
+    width: float, breaks: tuple[float, ...], refinement: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Middles and half widths [panel] of the panels between -12 and 12.
+
+  A refinement also grades those beside a break, where a power may be that no polynomial follows.
+  """
   edges = np.linspace(-_REACH, _REACH, round(2 * _REACH / width) + 1)
-  edges = np.union1d(edges, [point for point in breaks if abs(point) < _REACH])
+  graded = width * 0.25**np.arange(1, 8 * refinement + 1)
+  near = [point + step for point in breaks for step in (0.0, *graded, *-graded)]
+  edges = np.union1d(edges, [point for point in near if abs(point) < _REACH])
   # An edge that rounding set beside a kink would leave a panel of width 1e-16.
   edges = edges[np.concatenate([[True], np.diff(edges) > 1e-12])]
   return (edges[1:] + edges[:-1]) / 2, np.diff(edges) / 2

@@ -20,7 +20,7 @@ from model_lib.activations.activation import (
     Parity,
     Points,
 )
-from model_lib.activations.moments import Moments
+from model_lib.activations.moments import ClosedForm, Moments
 from model_lib.activations.settings import PER, POSITIVE, Bounds, checked, listed
 from model_lib.errors import UserError
 
@@ -40,6 +40,7 @@ class _Entry:
   function: Callable[..., jax.Array]
   scalar: Callable[..., jax.Array] | None
   population: Callable[..., Moments] | None
+  closed_form: Callable[..., ClosedForm] | None
   learnable: Mapping[str, float]
   constants: Mapping[str, float | bool | str]
   kinks: Callable[..., Points]
@@ -78,6 +79,7 @@ def register(
     choices: Mapping[str, tuple[str, ...]] = types.MappingProxyType({}),
     scalar: Callable[..., jax.Array] | None = None,
     population: Callable[..., Moments] | None = None,
+    closed_form: Callable[..., ClosedForm] | None = None,
     causal: bool | Callable[..., bool] = True,
     width_factor: float | Callable[..., float] = 1.0,
     confirmed: bool = True,
@@ -108,6 +110,8 @@ def register(
       one has its inference form, and the kinds whose entries are not functions of one number have
       none, unless it is given here.
     population: a function from all settings to the moments at q = 1, in place of `scalar`.
+    closed_form: a function from all settings to the moments and spectrum of a function whose slope
+      has a pole, at which quadrature does not converge.
     causal: see `Activation`; it, and the next, may be a function from all settings.
     width_factor: see `Activation`.
     confirmed: see `Activation`.
@@ -128,7 +132,8 @@ def register(
         raise ValueError(f'the activation {taken!r} is registered twice')
     _ENTRIES[key] = _Entry(
         key=key, name=namesake_of or key, source=source, kind=kind, function=function,
-        scalar=scalar or _scalar(kind, function), population=population, confirmed=confirmed,
+        scalar=scalar or _scalar(kind, function), population=population,
+        closed_form=closed_form, confirmed=confirmed,
         causal=_of_settings(causal), width_factor=_of_settings(width_factor),
         formula=' '.join(lines[0].split()).rstrip('.'),
         paper=' '.join(lines[1].split()).rstrip('.') if len(lines) > 1 else '',
@@ -216,7 +221,8 @@ def _build(text: str) -> Activation:
       duplicates=() if any(key != 'per' for key, _ in changed) else entry.duplicates,
       causal=entry.causal(**settings), width_factor=entry.width_factor(**settings),
       confirmed=entry.confirmed, function=entry.function, scalar=entry.scalar,
-      population=entry.population and functools.partial(entry.population, **settings))
+      population=entry.population and functools.partial(entry.population, **settings),
+      closed_form=entry.closed_form and entry.closed_form(**settings))
 
 
 def _find(text: str) -> _Entry:
@@ -261,4 +267,4 @@ def _glu_of(call: spec_lib.Call) -> Activation:
                        and gate.spec == gate.name),
       causal=True, width_factor=1.0, confirmed=gate.confirmed,
       function=lambda gate_x, value, **settings: gate.function(gate_x, **settings) * value,
-      scalar=gate.function, population=None)
+      scalar=gate.function, population=None, closed_form=gate.closed_form)

@@ -627,6 +627,11 @@ def repu(x, power=3.0):
 
 
 @_reference
+def fractional_relu(x, order=0.3):
+  return x**(1 - mp.mpf(order)) / mp.gamma(2 - mp.mpf(order)) if x > 0 else mp.mpf(0)
+
+
+@_reference
 def threshold(x, threshold=1.0, value=0.0):
   return x if x > threshold else mp.mpf(value)
 
