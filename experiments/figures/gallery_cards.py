@@ -109,7 +109,7 @@ def activation_card(spec: str, cost: Mapping[str, Any]) -> Card:
       facts=_present(facts), paper=entry.paper,
       aliases=tuple(alias for alias, name in aliases().items() if name == spec),
       links={'same as': entry.duplicates,
-             'same up to a f(±x) + d': tuple(n for n in affine if n not in entry.duplicates)},
+             'same up to a f(b x + c) + d': tuple(n for n in affine if n not in entry.duplicates)},
       curve=curve(spec), kinks=entry.kinks)
 
 
