@@ -17,7 +17,7 @@ import inspect
 import textwrap
 import types
 
-_PACKAGE = 'model_lib.activations'
+_PACKAGES = ('model_lib.activations', 'model_lib.models.activation_modules')
 # Their arguments are shapes and axes, not numbers of a formula.
 _SHAPES = frozenset({'range', 'reshape', 'sum', 'mean', 'max', 'broadcast_to', 'len', 'tuple',
                      'zip', 'zeros_like', 'ones_like', 'astype', 'asarray', 'expand_dims'})
@@ -224,7 +224,7 @@ def _reachable(function: Callable) -> tuple[types.FunctionType, ...]:
 
 
 def _of_catalogue(value: object) -> bool:
-  return (isinstance(value, types.FunctionType) and value.__module__.startswith(_PACKAGE)
+  return (isinstance(value, types.FunctionType) and value.__module__.startswith(_PACKAGES)
           and not value.__module__.endswith(('.registry', '.moments', '.host'))
           and not hasattr(value, '__wrapped__'))
 

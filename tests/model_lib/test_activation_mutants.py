@@ -1,13 +1,17 @@
 """The test of the tests: every planted error that shows at all is caught by the value test.
 
-Entries with weights of their own are not here: their values depend on the weights.
+An entry with weights of its own is the network behind it, and the test is its whole tensor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import functools
+import inspect
 
+import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +19,8 @@ import pytest
 
 from model_lib.activations import get_activation, names
 from model_lib.activations.host import evaluate
+from model_lib.models.activation_modules import MODULES
+from tests.model_lib import test_activation_modules as networks
 from tests.model_lib import test_activation_tensors as tensors
 from tests.model_lib.activation_equivalents import EQUIVALENT
 from tests.model_lib.activation_mutants import Mutant, mutants
@@ -185,6 +191,83 @@ def test_every_planted_error_is_caught_or_listed_as_equivalent(name):
   assert [found for found in verdicts.items() if found[1].startswith('missed')] == []
   equivalent = {label for label, verdict in verdicts.items() if verdict == 'equivalent'}
   assert equivalent == _listed(name)
+  assert 'caught' in verdicts.values()
+
+
+_INFERENCE, _BOTH = (False,), (False, True)  # values of `train`
+
+
+@functools.cache
+def _network(
+    spec: str, modes: tuple[bool, ...],
+) -> tuple[nn.Module, dict, list[np.ndarray], list[np.ndarray]]:
+  """The module, its variables, what the reference gives and what the module gives, by mode."""
+  activation = get_activation(spec)
+  module = MODULES[activation.name](**activation.constants)
+  with jax.enable_x64(True):
+    variables = networks.drawn_variables(module)
+  weights = networks.weights_of(variables)
+  expected = [networks.CASES[spec](weights, networks._X, train) for train in modes]
+  return module, variables, expected, _outputs(module, variables, modes)
+
+
+def _outputs(module: nn.Module, variables: dict, modes: tuple[bool, ...]) -> list[np.ndarray]:
+  """One operation after the other: nothing is compiled for one mutant alone."""
+  with jax.enable_x64(True):
+    x = jnp.asarray(networks._X)
+    return [np.asarray(module.apply(variables, x, train=train, mutable=['batch_stats'])[0])
+            for train in modes]
+
+
+def _network_mutants(name: str) -> Iterator[Mutant]:
+  """Errors in the network's call and in the plain function that it ends with."""
+  return mutants(inspect.unwrap(MODULES[name].__call__))
+
+
+def _network_verdict(spec: str, mutant: Mutant, modes: tuple[bool, ...]) -> str:
+  """As `_verdict`, by the tolerance of the whole-tensor test."""
+  module, variables, expected, right = _network(spec, modes)
+  kind = type('Mutant', (type(module),), {'__call__': nn.compact(mutant.function)})
+  try:
+    wrong = _outputs(kind(**get_activation(spec).constants), variables, modes)
+  except (ArithmeticError, IndexError, TypeError, ValueError, flax.errors.FlaxError):
+    return 'does not run'
+  if any(one.shape != other.shape for one, other in zip(wrong, right)):
+    return 'caught'
+  distance = max(np.max(np.abs(one - other) / (1 + np.abs(other)))
+                 for one, other in zip(wrong, right))
+  if distance < _VISIBLE:
+    return 'equivalent'
+  error = max(relative_error(one, other, 1e-6, 1e-9) for one, other in zip(wrong, expected))
+  return 'caught' if error > 1 else f'missed: {error:.2g} of the tolerance'
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_one_planted_error_in_a_network_is_caught_and_the_original_passes(name):
+  _, _, expected, right = _network(name, _INFERENCE)
+  assert max(relative_error(one, other, 1e-6, 1e-9) for one, other in zip(right, expected)) <= 1
+  listed = _listed(name)
+  verdicts = ((mutant.label, _network_verdict(name, mutant, _INFERENCE))
+              for mutant in _network_mutants(name) if mutant.label not in listed)
+  label, verdict = next(found for found in verdicts
+                        if found[1] not in ('does not run', 'equivalent'))
+  assert verdict == 'caught', label
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', MODULES)
+def test_every_planted_error_in_a_network_is_caught_or_listed_as_equivalent(name):
+  specs = [spec for spec in networks.CASES if spec.partition('(')[0] == name]
+  for spec in specs:
+    _, _, expected, right = _network(spec, _BOTH)
+    assert max(relative_error(one, other, 1e-6, 1e-9) for one, other in zip(right, expected)) <= 1
+  verdicts = {}
+  for mutant in _network_mutants(name):
+    found = [_network_verdict(spec, mutant, _BOTH) for spec in specs]
+    verdicts[mutant.label] = next((v for v in found if v not in ('equivalent', 'does not run')),
+                                  found[0])
+  assert [found for found in verdicts.items() if found[1].startswith('missed')] == []
+  assert {label for label, v in verdicts.items() if v == 'equivalent'} == _listed(name)
   assert 'caught' in verdicts.values()
 
 
