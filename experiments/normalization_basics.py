@@ -14,6 +14,7 @@ E x^2 - (E x)^2, and through the two-pass variance used here.
 
 residual_variance: the variance of the residual stream after 48 blocks of two matrices, predicted
 from the activation's Gaussian moments and measured, by placement; wrong predictions as controls.
+Blocks with attention, whose tokens become alike, stand beside their prediction without a bound.
 
 batch_size: does LayerNorm keep its accuracy where the batch shrinks, and does BatchNorm lose (Ba,
 Kiros, Hinton 2016)? Hidden layers of 1000 are too slow for two cores: the widths are 128-128.
@@ -139,7 +140,7 @@ def cohorts(config: Config):
                                    {'width': 64, 'draws': checks.DRAWS}, seconds=3),
       'residual_variance': Measurement(
           'residual_variance', checks.measure_residual_variance,
-          {'blocks': checks.BLOCKS, 'width': checks.WIDTH, 'seeds': 8}, seconds=25)}
+          {'blocks': checks.BLOCKS, 'width': checks.WIDTH, 'seeds': 8}, seconds=30)}
   asked = [check for part, check in untrained.items() if part in config.parts]
   if asked:
     yield asked
@@ -366,9 +367,9 @@ def report(run: Run) -> Report:
     tables.append(shown.variance_table(rows['fast_variance'], checks.FAR))
     drawn['fast_variance'] = lambda: shown.fast_variance(rows['fast_variance'], checks.OFFSET)
   if 'residual_variance' in rows:
-    stacks = rows['residual_variance']
-    tables.append(shown.residual_table(checks.residual_summary(stacks), checks.BLOCKS,
-                                       checks.WIDTH))
+    stacks, blocks = checks.stacks_and_blocks(rows['residual_variance'])
+    tables += [shown.residual_table(checks.residual_summary(stacks), checks.BLOCKS, checks.WIDTH),
+               *shown.attention_tables(checks.attention_summary(blocks), checks.MIXED)]
     drawn['residual_variance'] = lambda: shown.residual_variance(stacks, checks.TOLERANCE)
   if 'batch_size' in rows:
     networks, lost = rows['batch_size'], differences(rows['batch_size'], config)

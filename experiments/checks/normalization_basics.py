@@ -31,6 +31,8 @@ PLACEMENTS = {'pre': ('pre', 'sp'), 'peri': ('peri', 'sp'), 'layernorm scaling':
               'post': ('post', 'sp')}
 STACKS = {'relu': True, 'gelu': False}  # activation -> whether the second matrix has He's gain
 TOLERANCE = 0.10
+# Blocks of attention and two matrices, measured beside the prediction without a bound; ReLU.
+MIXED = {'blocks': 24, 'width': 128, 'heads': 4, 'tokens': 32}
 
 ARMS = {'none': 'none', 'layer': 'pre:layer', 'batch': 'pre:batch'}
 INDEPENDENT, DEPENDENT = 1e-6, 1e-2
@@ -127,6 +129,32 @@ def measure_residual_variance(given: Given, blocks: int, width: int, seeds: int)
       found += [{'part': 'residual_variance', 'activation': activation, 'placement': placement,
                  'block': i + 1, 'predicted': float(predicted.sums[i]), 'measured': float(own[i])}
                 for i in range(blocks)]
+  return found + measure_attention_blocks()
+
+
+def measure_attention_blocks() -> list[dict]:
+  """Variances and token correlations in blocks with attention, by placement and sublayer.
+
+  Beside the prediction stands that of a stack whose attention is taken for two more matrices, as
+  if tokens were uncorrelated and attended to themselves alone.
+  """
+  from model_lib.analysis.residual_growth import attention_variance, residual_variance
+  from model_lib.analysis.residual_measurement import measure_attention
+  found, activation, gains = [], 'relu', (1, 2)
+  stacks = [(f'{place}:layer(eps=0.0)', residual) for place, residual in PLACEMENTS.values()]
+  for placement, stack, measured in zip(
+      PLACEMENTS, stacks, measure_attention(stacks, activation, gained=True, **MIXED), strict=True):
+    predicted = attention_variance(*stack, activation, MIXED['blocks'], MIXED['tokens'],
+                                   MIXED['width'] // MIXED['heads'], gains)
+    tokenless = residual_variance(*stack, activation, MIXED['blocks'], gains, per_block=2)
+    own = measured.normed if placement == 'post' else measured.stream
+    found += [{'part': 'residual_variance', 'activation': activation, 'placement': placement,
+               'block': i // 2 + 1, 'sublayer': ('attention', 'mlp')[i % 2],
+               'predicted': float(predicted.sums[i]), 'measured': float(own[i]),
+               'tokenless': float(tokenless.sums[i]),
+               'predicted_correlation': float(predicted.correlation[i]),
+               'correlation': float(measured.correlation[i])}
+              for i in range(2 * MIXED['blocks'])]
   return found
 
 
@@ -145,7 +173,7 @@ def wrong_predictions(activation: str, blocks: int) -> dict[str, dict[str, float
 
 def residual_summary(rows: pd.DataFrame) -> list[dict]:
   """The last block of each stack, with the nearest wrong prediction."""
-  found = []
+  found, (rows, _) = [], stacks_and_blocks(rows)
   for (activation, placement), own in rows.groupby(['activation', 'placement'], sort=False):
     last = own.sort_values('block').iloc[-1]
     wrong = wrong_predictions(activation, int(last.block)).get(placement, {})

@@ -179,6 +179,26 @@ def residual_table(summary: Sequence[Mapping[str, object]], blocks: int, width: 
        'GELU: both 1/fan-in. Post: the sum before the last norm.'])
 
 
+def attention_tables(summary: Sequence[Mapping[str, object]],
+                     sizes: Mapping[str, int]) -> list[Table]:
+  """Predicted and measured variance and token correlation behind some sublayers; none: none."""
+  columns = [
+      Column('placement', 'placement', right=False), Column('block', 'block', format=integer()),
+      Column('sublayer', 'after', right=False), Column('predicted', 'predicted', format=fixed(3)),
+      Column('measured', 'measured', format=fixed(3)),
+      Column('off', 'off by', '%', fixed(1, signed=True)),
+      Column('tokenless', 'tokens left out', format=fixed(3)),
+      Column('predicted_correlation', 'correlation, predicted', format=fixed(3)),
+      Column('correlation', 'correlation, measured', format=fixed(3))]
+  note = (f'{sizes["blocks"]} blocks of attention ({sizes["heads"]} heads, no mask) and two '
+          f'matrices with ReLU (the second with variance 2/fan-in), width {sizes["width"]}, '
+          f'{sizes["tokens"]} tokens that start as N(0, I), mean of 4 seeds of 4 inputs; without a '
+          'bound. Tokens left out: the attention taken for two more matrices. Post: the variance '
+          'of the sum before the norm.')
+  title = 'Residual stream with attention, at the start: variance and correlation of tokens'
+  return [Table(title, columns, summary, [note])] if summary else []
+
+
 def accuracy_table(rows: Sequence[Mapping[str, object]], name: str) -> Table:
   """Accuracy by arm, evaluation and cell."""
   whole = integer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -10,21 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from model_lib.models.activation_layer import ActivationLayer
+from model_lib.models.attention import Attention
 from model_lib.models.linear import Linear
 from model_lib.models.residual import Stack
 from model_lib.parametrization import Branch, get_parametrization
 
 
 class Measured(NamedTuple):
-  """Variances over the features, mean of seeds and inputs, one per block in order.
+  """Variances over the features, mean of seeds and inputs, one per branch in order.
 
   Attributes:
-    stream: of the stream after the block.
-    normed: of what the block's norm reads (its last one, where it has two).
+    stream: of the stream after the branch.
+    normed: of what the branch's norm reads (its last one, where it has two).
+    correlation: of two different tokens of the stream after the branch; None without attention.
   """
 
   stream: np.ndarray
   normed: np.ndarray
+  correlation: np.ndarray | None = None
 
 
 class _Branch(nn.Module):
@@ -42,19 +46,35 @@ class _Branch(nn.Module):
 
 
 class _Block(nn.Module):
-  """The first of `blocks` blocks of one branch: what differs between them is a swept number."""
+  """The first of `blocks` blocks: what differs between them is a swept number.
+
+  Its branches are a `_Branch`, behind attention without a mask or biases if there are `heads`. It
+  returns the streams after each branch.
+  """
 
   norm: str
   residual: str
   activation: str
   gained: bool
   blocks: int
+  heads: int = 0
+
+  def names(self) -> tuple[str, ...]:
+    """Of the branches."""
+    return ('attention_0', 'mlp_0') if self.heads else ('mlp_0',)
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    stack = Stack(self.norm, self.residual, self.blocks, per_block=1)
-    branch = _Branch(self.activation, self.gained, name='mlp_0')
-    return stack.block(stack.start(x, False), 0, {'mlp': branch}, False).x
+  def __call__(self, x: jax.Array) -> list[jax.Array]:
+    stack = Stack(self.norm, self.residual, self.blocks, per_block=len(self.names()))
+    stream, found = stack.start(x, False), []
+    for name in self.names():
+      kind = name.partition('_')[0]
+      branch = (_Branch(self.activation, self.gained, name=name) if kind == 'mlp' else
+                Attention(self.heads, False, self.residual, stack.branch(0, kind), use_bias=False,
+                          name=name))
+      stream = stack.block(stream, 0, {kind: branch}, False)
+      found.append(stream.x)
+    return found
 
 
 def measure_variance(norm: str, residual: str, activation: str, gained: bool, blocks: int = 48,
@@ -69,28 +89,86 @@ def measure_variance(norm: str, residual: str, activation: str, gained: bool, bl
     blocks, width, inputs: of the stack; the hidden width is `width`.
     seeds: stacks and inputs that are drawn.
   """
-  model, row = _Block(norm, residual, activation, gained, blocks), get_parametrization(residual)
-  factors = [row.factors(Branch(i + 1, blocks, per_block=1)) for i in range(blocks)]
-  hp = {name: jnp.asarray([f[name] for f in factors], jnp.float32) for name in factors[0]}
-  read = []
+  model = _Block(norm, residual, activation, gained, blocks)
+  return Measured(*_through([model], (inputs, width), seeds, _variances)[0])
+
+
+def measure_attention(stacks: Sequence[tuple[str, str]], activation: str, gained: bool,
+                      blocks: int = 24, width: int = 128, heads: int = 4, tokens: int = 32,
+                      inputs: int = 4, seeds: int = 4) -> list[Measured]:
+  """The same in blocks of attention and a two-matrix branch, on iid N(0, I) tokens.
+
+  Args:
+    stacks: (norm, residual) of each, as for `measure_variance`. They share the kernels that the
+      first one draws, so their rows have to start them alike.
+    activation, gained, blocks, width, seeds: as for `measure_variance`.
+    heads: of the attention, which has no mask.
+    tokens: of an input.
+    inputs: per seed.
+  """
+  models = [_Block(norm, residual, activation, gained, blocks, heads) for norm, residual in stacks]
+  found = _through(models, (inputs, tokens, width), seeds,
+                   lambda y, read: (*_variances(y, read), _correlation(y)))
+  return [Measured(*moments) for moments in found]
+
+
+def _variances(y: jax.Array, read: jax.Array) -> tuple[jax.Array, ...]:
+  return jnp.var(y, axis=-1).mean(), jnp.var(read, axis=-1).mean()
+
+
+def _correlation(y_btd: jax.Array) -> jax.Array:
+  """Over the features, mean of all pairs of different tokens of an input."""
+  centred = y_btd - jnp.mean(y_btd, axis=-1, keepdims=True)
+  unit = centred / jnp.linalg.norm(centred, axis=-1, keepdims=True)
+  n = y_btd.shape[1]
+  return jnp.mean(jnp.sum(jnp.square(jnp.sum(unit, axis=1)), axis=-1) - n) / (n * (n - 1))
+
+
+def _through(models: Sequence[_Block], shape: tuple[int, ...], seeds: int,
+             moments: Callable[[jax.Array, jax.Array], tuple[jax.Array, ...]],
+             ) -> list[list[np.ndarray]]:
+  """The means over the seeds of moments(stream after a branch, what its last norm read).
+
+  One program, in which drawing the kernels costs most: the models share them.
+
+  Returns:
+    Per model, per moment: float64 [branches of the stack].
+  """
+  names, blocks = models[0].names(), models[0].blocks
+  swept = []
+  for model in models:
+    row = get_parametrization(model.residual)
+    factors = [row.factors(Branch(i + 1, blocks, per_block=len(names))) for i in range(blocks)]
+    swept.append({name: jnp.asarray([f[name] for f in factors], jnp.float32)
+                  for name in factors[0]})
+  reads = []
 
   def watch(call, args, kwargs, context):
     if type(context.module).__name__ == 'LayerNorm':
-      read.append(args[0])
+      reads.append(args[0])
     return call(*args, **kwargs)
 
-  def join(x, block):
-    key, hp = block
-    y, _ = model.apply({'hp': {'factors_mlp_0': hp}}, x, rngs={'params': key},
-                       mutable=['params', 'hp'])
-    return y, (jnp.var(y, axis=-1).mean(), jnp.var(read[-1], axis=-1).mean())
+  def join(entering, block):
+    key, swept = block
+    leaving, found, kernels = [], [], {}
+    for model, x, hp in zip(models, entering, swept, strict=True):
+      reads.clear()
+      streams, made = model.apply({'params': kernels, 'hp': {f'factors_{n}': hp for n in names}},
+                                  x, rngs={'params': key}, mutable=['params', 'hp'])
+      kernels = {name: made['params'][name] for name in names}
+      each = len(reads) // len(names)  # norms of a branch
+      leaving.append(streams[-1])
+      found.append([moments(y, reads[(i + 1) * each - 1]) for i, y in enumerate(streams)])
+    return leaving, found
 
   def one(key):
-    x = jax.random.normal(key, (inputs, width))
+    x = jax.random.normal(key, shape)
     keys = jax.random.split(jax.random.fold_in(key, 1), blocks)
-    return jax.lax.scan(join, x, (keys, hp))[1]
+    return jax.lax.scan(join, [x] * len(models), (keys, swept))[1]
 
   with nn.intercept_methods(watch):
-    stream, normed = jax.jit(lambda keys: jax.lax.map(one, keys))(
+    found = jax.jit(lambda keys: jax.lax.map(one, keys))(
         jax.random.split(jax.random.key(0), seeds))
-  return Measured(np.asarray(stream, np.float64).mean(0), np.asarray(normed, np.float64).mean(0))
+  # Per model: [branch of a block][moment] of [seeds, blocks] to [moment] of [branch of the stack].
+  return [[np.stack([np.asarray(part, np.float64).mean(0) for part in parts], -1).ravel()
+           for parts in zip(*own, strict=True)] for own in found]

@@ -234,19 +234,42 @@ def test_the_fast_variance_fails_and_ours_holds():
   assert {o.verdict for o in checks.variance_outcomes(swapped).values()} == {NOT_REPRODUCED}
 
 
-def test_residual_variances_against_the_bound_and_the_wrong_predictions():
+def stack_rows(factor: float = 1.0, gelu_lns: float = 2.490) -> pd.DataFrame:
+  """The last block of each stack, `factor` away from the prediction."""
   ends = {'relu': (49, 49, 5.459, 2), 'gelu': (21.41, 49, 2.490, 1.4252)}
-  def rows(factor, gelu_lns=2.490):
-    return pd.DataFrame([
-        {'activation': a, 'placement': p, 'block': 48, 'predicted': v,
-         'measured': gelu_lns if (a, p) == ('gelu', 'layernorm scaling') else factor * v}
-        for a, values in ends.items() for p, v in zip(checks.PLACEMENTS, values, strict=True)])
+  return pd.DataFrame([
+      {'part': 'residual_variance', 'activation': a, 'placement': p, 'block': 48, 'predicted': v,
+       'measured': gelu_lns if (a, p) == ('gelu', 'layernorm scaling') else factor * v}
+      for a, values in ends.items() for p, v in zip(checks.PLACEMENTS, values, strict=True)])
+
+
+def test_residual_variances_against_the_bound_and_the_wrong_predictions():
   def words(rows):
     return {k[-4:]: o.verdict for k, o in checks.residual_outcomes(rows).items()}
-  assert words(rows(1.05)) == {'relu': REPRODUCED, 'gelu': REPRODUCED}
-  assert words(rows(1.11)) == {'relu': NOT_REPRODUCED, 'gelu': NOT_REPRODUCED}
+  assert words(stack_rows(1.05)) == {'relu': REPRODUCED, 'gelu': REPRODUCED}
+  assert words(stack_rows(1.11)) == {'relu': NOT_REPRODUCED, 'gelu': NOT_REPRODUCED}
   # Within 10 % of the prediction, and of the homogeneous one as well: the control does not hold.
-  assert words(rows(1.0, 2.490 * 1.09))['gelu'] == NOT_REPRODUCED
+  assert words(stack_rows(1.0, 2.490 * 1.09))['gelu'] == NOT_REPRODUCED
+
+
+def test_blocks_with_attention_are_shown_and_not_judged():
+  """Beside their predictions, in a table of their own; a record without them has no such table."""
+  blocks = pd.DataFrame([
+      {'part': 'residual_variance', 'activation': 'relu', 'placement': p, 'block': b,
+       'sublayer': s, 'predicted': 2.0, 'measured': 3.0, 'tokenless': 4.0,
+       'predicted_correlation': 0.5, 'correlation': 0.6}
+      for p in checks.PLACEMENTS for b in range(1, 25) for s in ('attention', 'mlp')])
+  config = resolved(parts=('residual_variance',))
+
+  def shown(rows):
+    return study.report(Run(config, rows, lambda: None, 'made up'))
+
+  alone, both = shown(stack_rows()), shown(pd.concat([stack_rows(), blocks], ignore_index=True))
+  assert both.outcomes == alone.outcomes and len(alone.tables) == 1
+  assert both.tables[0].rows == alone.tables[0].rows
+  rows = both.tables[1].rows
+  assert [r['block'] for r in rows[:6]] == [1, 1, 12, 12, 24, 24] and len(rows) == 24
+  assert {r['off'] for r in rows} == {50.0}
 
 
 # Running moments.

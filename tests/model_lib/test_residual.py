@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from model_lib import models
-from model_lib.analysis.residual_growth import residual_variance
+from model_lib.analysis.residual_growth import attention_variance, overlap, residual_variance
+from model_lib.analysis.residual_measurement import measure_attention, measure_variance
 from model_lib.errors import UserError
 from model_lib.models.admin import init_omegas
-from model_lib.models.linear import Linear
 from model_lib.models.residual import Stack
-from model_lib.models.sphere import project
 from model_lib.normalization import block
 from model_lib.normalization.placement import stem_norms
 from model_lib.parametrization import Branch, get_parametrization
 from tests.model_lib import model_cases as cases
+from tests.model_lib import norm_cases
 
 BLOCKS, CHANNELS, EPS = 4, 5, 1e-5
 
@@ -209,40 +209,48 @@ def test_fixed_factors_are_swept_numbers() -> None:
 # What a row starts from.
 
 
-@pytest.mark.parametrize('row, norm, expected', [
+DIM = 64
+STARTS = {
   # std over fan_in^-1/2; square kernels: Xavier is fan_in^-1/2. Hidden is 4 wide: Xavier of
   # 'in' and 'out' is (2 / 5n)^1/2.
-  ('deepnorm', 'post:layer', {'query': 1, 'key': 1, 'value': 16 ** -0.25, 'mixed': 16 ** -0.25,
-                              'in': (2 / 5) ** 0.5 * 16 ** -0.25,
-                              'out': (2 / 5) ** 0.5 * 16 ** -0.25}),
-  ('subln', 'subln:layer', {'query': 1, 'value': np.log(4) ** 0.5, 'mixed': np.log(4) ** 0.5,
-                            'in': (np.log(4) * 2 / 5) ** 0.5}),
-  ('tfixup', 'none', {'query': 1, 'value': 0.67 * 2 ** -0.75, 'mixed': 0.67 * 2 ** -0.25,
-                      'in': (2 / 5) ** 0.5 * 0.67 * 2 ** -0.25, 'embedding': 18 ** -0.25}),
-  ('tfixup(part=decoder)', 'none', {'value': 18 ** -0.25 * 2 ** -0.5, 'mixed': 18 ** -0.25}),
-  ('fixup', 'none', {'query': 4 ** -0.5, 'value': 4 ** -0.5, 'mixed': 0, 'in': 4 ** -0.5,
-                     'out': 0, 'head': 0}),
-  ('gpt2', 'pre:layer', {'query': 1, 'value': 1, 'mixed': 0.5, 'in': 1}),
-  ('ds_init', 'post:layer', {'query': 2 ** -0.5, 'in': 2 ** -0.5, 'mixed': 2 ** -0.5}),
-])
-def test_the_start_of_every_labelled_kernel(row, norm, expected) -> None:
-  """Measured in the second block of two."""
-  dim = 64
-  model = models.build('gpt', dim=dim, vocab=200, length=8, depth=2, heads=2, norm=norm,
-                       parametrization=row)
-  # Not compiled as a whole: the rows share the compiled operations.
-  params = cases.flat(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32),
-                                 train=False)['params'])
-  query, key, value = np.split(params['blocks/attention_1/qkv/kernel'], 3, axis=1)
-  kernels = {'query': query, 'key': key, 'value': value,
-             'mixed': params['blocks/attention_1/out/kernel'],
-             'in': params['blocks/feed_forward_1/in/kernel'],
-             'out': params['blocks/feed_forward_1/out/kernel'],
-             'embedding': params['embedding/table'], 'head': params['head/kernel']}
-  for name, factor in expected.items():
-    unit = dim ** -0.5 if not (name == 'out' and 'deepnorm' not in row) else (4 * dim) ** -0.5
-    np.testing.assert_allclose(kernels[name].std(), factor * unit,
-                               rtol=5 / np.sqrt(2 * kernels[name].size))
+  ('deepnorm', 'post:layer'): {'query': 1, 'key': 1, 'value': 16 ** -0.25, 'mixed': 16 ** -0.25,
+                               'in': (2 / 5) ** 0.5 * 16 ** -0.25,
+                               'out': (2 / 5) ** 0.5 * 16 ** -0.25},
+  ('subln', 'subln:layer'): {'query': 1, 'value': np.log(4) ** 0.5, 'mixed': np.log(4) ** 0.5,
+                             'in': (np.log(4) * 2 / 5) ** 0.5},
+  ('tfixup', 'none'): {'query': 1, 'value': 0.67 * 2 ** -0.75, 'mixed': 0.67 * 2 ** -0.25,
+                       'in': (2 / 5) ** 0.5 * 0.67 * 2 ** -0.25, 'embedding': 18 ** -0.25},
+  ('tfixup(part=decoder)', 'none'): {'value': 18 ** -0.25 * 2 ** -0.5, 'mixed': 18 ** -0.25},
+  ('fixup', 'none'): {'query': 4 ** -0.5, 'value': 4 ** -0.5, 'mixed': 0, 'in': 4 ** -0.5,
+                      'out': 0, 'head': 0},
+  ('gpt2', 'pre:layer'): {'query': 1, 'value': 1, 'mixed': 0.5, 'in': 1},
+  ('ds_init', 'post:layer'): {'query': 2 ** -0.5, 'in': 2 ** -0.5, 'mixed': 2 ** -0.5},
+}
+
+
+@pytest.fixture(scope='module')
+def kernels():
+  """{(row, norm): {label: its kernel}} of the second block of two, in one program."""
+  def start(row, norm):
+    model = models.build('gpt', dim=DIM, vocab=200, length=8, depth=2, heads=2, norm=norm,
+                         parametrization=row)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32), train=False)['params']
+    attention, mlp = (params['blocks'][f'{name}_1'] for name in ('attention', 'feed_forward'))
+    query, key, value = jnp.split(attention['qkv']['kernel'], 3, axis=1)
+    found = {'query': query, 'key': key, 'value': value, 'mixed': attention['out']['kernel'],
+             'in': mlp['in']['kernel'], 'out': mlp['out']['kernel'],
+             'embedding': params['embedding']['table'], 'head': params['head']['kernel']}
+    return {label: found[label] for label in STARTS[row, norm]}
+
+  return norm_cases.compiled(lambda: {case: start(*case) for case in STARTS})()
+
+
+@pytest.mark.parametrize('row, norm', STARTS)
+def test_the_start_of_every_labelled_kernel(row, norm, kernels) -> None:
+  for name, factor in STARTS[row, norm].items():
+    kernel = np.asarray(kernels[row, norm][name])
+    unit = DIM ** -0.5 if not (name == 'out' and 'deepnorm' not in row) else (4 * DIM) ** -0.5
+    np.testing.assert_allclose(kernel.std(), factor * unit, rtol=5 / np.sqrt(2 * kernel.size))
 
 
 def test_the_profiling_pass_of_admin() -> None:
@@ -315,114 +323,154 @@ def test_stem_norms(text, expected) -> None:
     stem_norms('duel:layer')
 
 
-# The sphere.
-
-
-def test_the_projection_of_ngpt() -> None:
-  rng = np.random.default_rng(0)
-  params = {'in': {'kernel': rng.normal(size=(4, 6)), 'bias': np.ones(6)},
-            'out': {'kernel': rng.normal(size=(6, 4))}, 'e': {'table': rng.normal(size=(9, 4))}}
-  params = jax.tree.map(jnp.asarray, params)
-  projected = project(params)
-  np.testing.assert_allclose(np.linalg.norm(projected['in']['kernel'], axis=0), 1, rtol=1e-6)
-  np.testing.assert_allclose(np.linalg.norm(projected['out']['kernel'], axis=1), 1, rtol=1e-6)
-  np.testing.assert_allclose(np.linalg.norm(projected['e']['table'], axis=1), 1, rtol=1e-6)
-  np.testing.assert_array_equal(projected['in']['bias'], params['in']['bias'])
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), projected,
-               project(projected))
-
-
 # The variance of the stream.
 
 
+BLOCKS_OF_VARIANCE, WIDTH, INPUTS, SEEDS = 48, 256, 64, 8
+ACTIVATIONS = {'relu': jax.nn.relu, 'gelu': lambda h: jax.nn.gelu(h, approximate=False)}
+# (a) ReLU, W2 with variance 2 / fan_in; (b) GELU, both matrices 1 / fan_in.
+GAINS = {'relu': 2.0, 'gelu': 1.0}
+VARIANCES = {
+  'relu': {'pre': 49, 'peri': 49, 'lns': 5.459, 'post': 2},
+  'gelu': {'pre': 21.41, 'peri': 49, 'lns': 2.490, 'post': 1.4252},
+}
+
+
+class TwoMatrices(nn.Module):
+  """W2 phi(W1 x) of matrices that are handed to it."""
+
+  activation: str
+  matrices: tuple[jax.Array, jax.Array]
+
+  def __call__(self, x, train):
+    w1, w2 = self.matrices
+    return ACTIVATIONS[self.activation](x @ w1) @ w2
+
+
 class OneBlock(nn.Module):
-  """The first of 48 blocks of a two-matrix branch without biases, on a stream of 256 features."""
+  """The first of 48 blocks of one branch."""
 
   norm: str
   residual: str
   activation: str
-  he: bool
 
   @nn.compact
-  def __call__(self, x):
-    stack = Stack(self.norm, self.residual, 48, per_block=1)
-    branch = TwoMatrices(self.activation, self.he, name='mlp_0')
-    return stack.block(stack.start(x, False), 0, {'mlp': branch}, False).x
+  def __call__(self, x, matrices):
+    stack = Stack(self.norm, self.residual, BLOCKS_OF_VARIANCE, per_block=1)
+    branch = TwoMatrices(self.activation, matrices, name='mlp_0')
+    return stack.block(stack.start(x, False), 0, {'mlp': branch}, False).x, x + branch(x, False)
 
 
-class TwoMatrices(nn.Module):
-  """W2 phi(W1 x); W2 by He where `he`, else N(0, 1/fan_in)."""
-
-  activation: str
-  he: bool
-
-  @nn.compact
-  def __call__(self, x, train):
-    h = Linear(256, 'hidden', use_bias=False, name='in')(x)
-    h = {'relu': jax.nn.relu, 'gelu': lambda h: jax.nn.gelu(h, approximate=False)}[
-      self.activation](h)
-    return Linear(256, 'hidden', self.activation if self.he else None, False, use_bias=False,
-                  name='out')(h)
+def _stack(name: str) -> tuple[str, str]:
+  """Placement and row."""
+  return (f'{"pre" if name == "lns" else name}:layer(eps=0.0)', 'lns' if name == 'lns' else 'sp')
 
 
-def _measured(norm: str, residual: str, activation: str, he: bool) -> tuple[float, float]:
-  """Mean over 8 seeds and 64 inputs: the last stream's variance, the input's of the last norm."""
-  model, row = OneBlock(norm, residual, activation, he), get_parametrization(residual)
-  # One program for all blocks: what differs between them is a swept number.
-  factors = [row.factors(Branch(i + 1, 48, per_block=1)) for i in range(48)]
-  hp = {name: jnp.asarray([f[name] for f in factors], jnp.float32) for name in factors[0]}
-  seen = []
+@pytest.fixture(scope='module')
+def measured():
+  """{activation: {stack: variance of the last stream, or with post of the last sum}}.
 
-  def watch(run, args, kwargs, context):
-    if type(context.module).__name__ == 'LayerNorm':
-      seen.append(args[0])
-    return run(*args, **kwargs)
+  One program, and the same draws for all stacks: drawing takes the time.
+  """
+  def factors(residual):
+    row = get_parametrization(residual)
+    found = [row.factors(Branch(i + 1, BLOCKS_OF_VARIANCE, per_block=1))
+             for i in range(BLOCKS_OF_VARIANCE)]
+    return {name: jnp.asarray([f[name] for f in found], jnp.float32) for name in found[0]}
 
-  def join(x, block):
+  stacks = [(activation, name) for activation in VARIANCES for name in VARIANCES[activation]]
+  hp = {name: factors(_stack(name)[1]) for _, name in stacks}
+
+  def join(streams, block):
     key, hp = block
-    y, _ = model.apply({'hp': {'factors_mlp_0': hp}}, x, rngs={'params': key},
-                       mutable=['params', 'hp'])
-    return y, jnp.var(seen[-1], axis=-1).mean()
+    drawn = jax.random.normal(key, (2, WIDTH, WIDTH)) * WIDTH ** -0.5
+    outputs = {}
+    for activation, name in stacks:
+      model = OneBlock(*_stack(name), activation)
+      outputs[activation, name], _ = model.apply(
+        {'hp': {'factors_mlp_0': hp[name]}}, streams[activation, name],
+        (drawn[0], drawn[1] * GAINS[activation] ** 0.5), rngs={'params': key}, mutable=['params'])
+    moments = {stack: [jnp.var(y, axis=-1).mean() for y in pair] for stack, pair in outputs.items()}
+    return {stack: y for stack, (y, _) in outputs.items()}, moments
 
   def one(key):
-    x = jax.random.normal(key, (64, 256))
-    keys = jax.random.split(jax.random.fold_in(key, 1), 48)
-    y, entering = jax.lax.scan(join, x, (keys, hp))
-    return jnp.var(y, axis=-1).mean(), entering[-1]
+    x = jax.random.normal(key, (INPUTS, WIDTH))
+    keys = jax.random.split(jax.random.fold_in(key, 1), BLOCKS_OF_VARIANCE)
+    moments = jax.lax.scan(join, {stack: x for stack in stacks}, (keys, hp))[1]
+    return jax.tree.map(lambda leaf: leaf[-1], moments)
 
-  with nn.intercept_methods(watch):
-    last, entering = jax.jit(lambda keys: jax.lax.map(one, keys))(
-      jax.random.split(jax.random.key(0), 8))
-  return float(last.mean()), float(entering.mean())
+  found = jax.jit(lambda keys: jax.lax.map(one, keys))(jax.random.split(jax.random.key(0), SEEDS))
+  last = {stack: [float(part.mean()) for part in pair] for stack, pair in found.items()}
+  for activation in VARIANCES:
+    np.testing.assert_allclose(last[activation, 'post'][0], 1, rtol=1e-5)
+  return {activation: {name: last[activation, name][name == 'post']
+                       for name in VARIANCES[activation]} for activation in VARIANCES}
 
 
-@pytest.mark.parametrize('activation, he, expected', [
-  ('relu', True, {'pre': 49, 'peri': 49, 'lns': 5.459, 'post': 2}),
-  ('gelu', False, {'pre': 21.41, 'peri': 49, 'lns': 2.490, 'post': 1.4252}),
-])
-def test_predicted_and_measured_variance_of_the_stream(activation, he, expected) -> None:
-  predicted, measured = {}, {}
-  for name in expected:
-    norm = f'{"pre" if name == "lns" else name}:layer(eps=0.0)'
-    residual = 'lns' if name == 'lns' else 'sp'
-    growth = residual_variance(norm, residual, activation, 48, (1, 2 if he else 1))
-    last, entering = _measured(norm, residual, activation, he)
-    if name == 'post':
-      np.testing.assert_allclose(last, 1, rtol=1e-5)
-    predicted[name] = growth.sums[-1]
-    measured[name] = entering if name == 'post' else last
-  for name, value in expected.items():
-    np.testing.assert_allclose(predicted[name], value, rtol=1e-3)
-    assert abs(measured[name] / predicted[name] - 1) < 0.1, (name, measured[name])
+@pytest.mark.parametrize('activation', VARIANCES)
+def test_predicted_and_measured_variance_of_the_stream(activation, measured) -> None:
+  found = measured[activation]
+  for name, value in VARIANCES[activation].items():
+    predicted = residual_variance(*_stack(name), activation, 48, (1, GAINS[activation])).sums[-1]
+    np.testing.assert_allclose(predicted, value, rtol=1e-3)
+    assert abs(found[name] / predicted - 1) < 0.1, (name, found[name])
   if activation == 'gelu':
     # Unit variance of every branch, and a homogeneous activation, predict something else.
     homogeneous = 1 + sum(0.42522 / l for l in range(1, 49))
     np.testing.assert_allclose(homogeneous, 2.896, atol=1e-3)
     for name, wrong in (('pre', 49), ('lns', 5.459), ('lns', homogeneous)):
-      assert abs(measured[name] / wrong - 1) > 0.1
+      assert abs(found[name] / wrong - 1) > 0.1
+
+
+def test_what_the_library_measures_is_predicted() -> None:
+  """Its own kernels and factors, in a smaller stack: every block; another gain is noticed."""
+  stack = 'pre:layer(eps=0.0)', 'lns', 'relu'
+  found = measure_variance(*stack, gained=True, blocks=8, width=128, inputs=64, seeds=4)
+  predicted = np.array(residual_variance(*stack, 8, (1, 2)).sums)
+  np.testing.assert_allclose(found.stream, predicted, rtol=0.1)
+  np.testing.assert_allclose(found.normed, [1, *predicted[:-1]], rtol=0.1)
+  assert found.correlation is None
+  assert abs(found.stream[-1] / residual_variance(*stack, 8).sums[-1] - 1) > 0.2
 
 
 @pytest.mark.parametrize('norm, row', [('ngpt', 'ngpt'), ('resi_dual:layer', 'sp')])
 def test_no_variance_is_predicted_where_the_formula_does_not_hold(norm, row) -> None:
   with pytest.raises(UserError, match='no variance is predicted'):
     residual_variance(norm, row, 'relu', 2)
+
+
+# Attention.
+
+
+def test_the_overlap_of_attention_weights() -> None:
+  """Against drawn logits: softmax weights of two queries whose logits have a correlation."""
+  rng = np.random.default_rng(0)
+  for tokens, spread, r in ((64, 0.5, 1.0), (64, 0.5, 0.5), (32, 0.2, 1.0), (16, 1.0, 0.0)):
+    first, other = rng.normal(size=(2, 20000, tokens))
+    second = r * first + np.sqrt(1 - r * r) * other
+    a, b = (w / w.sum(1, keepdims=True) for w in np.exp(spread ** 0.5 * np.stack([first, second])))
+    measured = (a * b).sum(1).mean()
+    np.testing.assert_allclose(overlap(spread, r, tokens), measured, rtol=0.02)
+    if r:
+      assert abs(1 / tokens / measured - 1) > 0.05  # weights that are uniform
+  assert overlap(0.7, 0.3, 1) == 1
+
+
+def test_attention_measured_beside_predicted() -> None:
+  """No bound is promised; here one that a prediction without the tokens misses."""
+  stacks = [('post:layer(eps=0.0)', 'sp'), ('pre:layer(eps=0.0)', 'sp')]
+  measured = measure_attention(stacks, 'relu', gained=True, blocks=4, width=128, heads=2,
+                               tokens=16, inputs=8, seeds=4)
+  for stack, found, sums in zip(stacks, measured, (measured[0].normed, measured[1].stream)):
+    predicted = attention_variance(*stack, 'relu', 4, 16, 64, (1, 2))
+    np.testing.assert_allclose(sums, predicted.sums, rtol=0.1)
+    np.testing.assert_allclose(found.correlation, predicted.correlation, atol=0.05)
+  stack = *stacks[1], 'relu'
+  tokenless = residual_variance(*stack, 4, (1, 2), per_block=2).sums
+  assert abs(measured[1].stream[-1] / tokenless[-1] - 1) > 0.2
+  # Tokens that are the same stay so, and attention is two more matrices for them.
+  alike = attention_variance(*stack, 4, 16, 64, (1, 2), start=(1.0, 1.0))
+  np.testing.assert_allclose(alike.correlation, 1)
+  np.testing.assert_allclose(alike.sums, tokenless)
+  with pytest.raises(UserError, match='queries and keys are normalized'):
+    attention_variance('attention=pre:layer, mlp=pre:layer, qk=rms', 'sp', 'relu', 2, 16, 64)
