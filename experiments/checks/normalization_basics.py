@@ -158,6 +158,24 @@ def measure_attention_blocks() -> list[dict]:
   return found
 
 
+def stacks_and_blocks(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+  """The rows of stacks of two matrices, and of blocks with attention (none in older records)."""
+  if 'sublayer' not in rows:
+    return rows, rows.iloc[:0]
+  return rows[rows.sublayer.isna()], rows[rows.sublayer.notna()]
+
+
+def attention_summary(rows: pd.DataFrame) -> list[dict]:
+  """The two sublayers of the first, the middle and the last block of each placement."""
+  if not len(rows):
+    return []
+  shown = rows[rows.block.isin([1, rows.block.max() // 2, rows.block.max()])]
+  keys = ['placement', 'block', 'sublayer', 'predicted', 'measured', 'tokenless',
+          'predicted_correlation', 'correlation']
+  return [{**row, 'off': 100 * (row['measured'] / row['predicted'] - 1)}
+          for row in shown[keys].to_dict('records')]
+
+
 def wrong_predictions(activation: str, blocks: int) -> dict[str, dict[str, float]]:
   """placement -> {what is wrongly assumed: the variance that follows}."""
   from model_lib.activations import get_activation
