@@ -59,8 +59,7 @@ CELL = ('arm', 'batch', 'budget')
 CONVENTIONS = ('unbiased', 'biased', 'recalibrated')
 MARGIN = 1.0  # points
 MIN_SEEDS, MIN_TEST_IMAGES, LEARNED = 8, 5000, 0.8
-MOST_SEEDS = 10007
-MOST_WIDENINGS = 3
+MOST_SEEDS, MOST_WIDENINGS = 10007, 3
 TESTABLE = (f'not testable below {MIN_SEEDS} pairs of seeds without a diverged run, below '
             f'{MIN_TEST_IMAGES} test images (a point is then under {MIN_TEST_IMAGES // 100}), '
             'when the network without a norm is right on less than '
@@ -79,6 +78,7 @@ class Config:
   batches: tuple[int, ...] = field(
       (128, 4), 'Batch sizes, falling; the first and the last are compared.', low=2)
   examples: int = field(64000, 'Training examples that a run sees (with repetition).', low=1)
+  equal_steps: bool = field(True, 'The smallest batch for equally many steps as well.')
   base_rate: float = field(2e-3, "Adam's learning rate at the largest batch and factor 1.",
                            low=1e-8)
   rate_factors: tuple[float, ...] = field(
@@ -92,7 +92,7 @@ class Config:
 
 PRESETS = {
     'smoke': {'widths': (16,), 'batches': (32, 8), 'examples': 640, 'rate_factors': (1.0,),
-              'selection_seeds': 1, 'fresh_seeds': 2, 'engine.log_every': 10},
+              'selection_seeds': 1, 'fresh_seeds': 2, 'equal_steps': False, 'engine.log_every': 10},
     'cpu': {},
     'gpu': {'widths': (1000, 1000), 'batches': (128, 32, 8, 4), 'fresh_seeds': 32},
 }
@@ -112,9 +112,9 @@ def model(config: Config, arm: str) -> ModelSpec:
 
 def cells(config: Config) -> list[tuple[int, str, int]]:
   """(batch, budget, steps): all batches on equally many examples, the last for equal steps too."""
-  steps = config.examples // config.batches[0]
   found = [(b, 'examples', config.examples // b) for b in config.batches]
-  return [*found, (config.batches[-1], 'steps', steps)]
+  steps = [(config.batches[-1], 'steps', config.examples // config.batches[0])]
+  return found + steps if config.equal_steps else found
 
 
 def cell_name(arm: str, batch: int, budget: str) -> str:
@@ -272,7 +272,7 @@ def differences(rows: pd.DataFrame, config: Config) -> dict[tuple[str, str, str]
                                                             statistics.Paired]:
   """(arm, evaluation, budget) -> what it loses minus what the network without a norm loses."""
   fresh, found = rows[rows.phase == 'fresh'], {}
-  for budget in ('examples', 'steps'):
+  for budget in dict.fromkeys(budget for _, budget, _ in cells(config)):
     base = losses(fresh[fresh.arm == REFERENCE], config, budget)
     for (arm, evaluation), own in compared(rows).items():
       both = pd.concat([losses(own, config, budget), base], axis=1, keys=['own', 'base']).dropna()
@@ -357,7 +357,7 @@ def report(run: Run) -> Report:
   for claim in claims(config):
     found.setdefault(claim.id, Outcome(NOT_TESTABLE, None, None,
                                        None if claim.kind == 'check' else 0,
-                                       'its part was not run'))
+                                       'it was not run'))
   tables, drawn = [], {}
   if 'invariances' in rows:
     own = rows['invariances']

@@ -5,6 +5,7 @@ Each part is a function that computes rows and one that says of the rows whether
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -221,14 +222,16 @@ def measure_independence(given: Given, widths: Sequence[int]) -> list[dict]:
   import jax
   import jax.numpy as jnp
   from model_lib import models
+  from model_lib.training.population import compile_options
   del given
-  key = jax.random.key(0)
-  one, others = jax.random.normal(key, (1, 784)), jax.random.normal(key, (2, 31, 784))
+  # Keys of their own: with one key the example would stand among the others as well.
+  one, others = (jax.random.normal(jax.random.key(i), shape)
+                 for i, shape in ((0, (1, 784)), (2, (2, 31, 784))))
   found = []
   for arm, norm in ARMS.items():
     network = models.build('mlp', widths=list(widths), norm=norm)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compile_options())
     def outputs():
       variables = network.init(jax.random.key(1), one, train=False)
       return {mode: [network.apply(variables, jnp.concatenate([one, rest]), train=train,

@@ -85,10 +85,10 @@ def batch_size(arms: Mapping[str, pd.DataFrame], dataset: str) -> Figure:
   """Test accuracy over the batch, on equally many examples and for equally many steps."""
   first = next(iter(arms.values()))
   largest = first.batch.max()
-  budgets = {'examples': 'equally many examples', 'steps': 'equally many steps'}
+  budgets = sorted(first.budget.unique())  # examples before steps, where there are both
   with plotting.style():
-    figure, panels = plotting.grid(2, columns=2, width=3.4, height=2.6)
-    for axes, (budget, title) in zip(panels, budgets.items(), strict=True):
+    figure, panels = plotting.grid(len(budgets), columns=2, width=3.4, height=2.6)
+    for axes, budget in zip(panels, budgets, strict=True):
       for index, (name, rows) in enumerate(arms.items()):
         # The largest batch is the start of both comparisons.
         own = rows[(rows.budget == budget) | (rows.batch == largest)]
@@ -103,7 +103,7 @@ def batch_size(arms: Mapping[str, pd.DataFrame], dataset: str) -> Figure:
       sizes = sorted(first.batch.unique())
       axes.set_xscale('log', base=2)
       axes.set_xticks(sizes, [f'{size:.0f}' for size in sizes])
-      axes.set_title(f'{dataset}, {title}')
+      axes.set_title(f'{dataset}, equally many {budget}')
     plotting.label_figure(figure, panels, x='batch size', y='test accuracy (%)')
   return figure
 
@@ -114,7 +114,7 @@ def differences(found: Mapping[tuple[str, str, str], statistics.Paired], margin:
   budgets = list(dict.fromkeys(budget for *_, budget in found))
   with plotting.style():
     figure = plotting.new_figure(7.0, 2.6)
-    panels = figure.subplots(1, len(budgets), sharey=True)
+    panels = figure.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
     for axes, budget in zip(panels, budgets, strict=True):
       rows = [('none, other seeds' if arm == 'copies' else f'{arm} {evaluation}'.strip(), own)
               for (arm, evaluation, b), own in found.items() if b == budget]
