@@ -27,6 +27,12 @@ def _draws(spec, x, key=_KEY):
   return np.asarray(get_activation(spec)(jnp.full(_N, x), key=key, train=True), np.float64)
 
 
+def _per_key(function, keys):
+  """The function of one key for all keys; compiling takes longer than anything else here."""
+  options = {'xla_backend_optimization_level': 0}
+  return jax.jit(jax.vmap(function), compiler_options=options)(keys)
+
+
 @pytest.mark.parametrize('low, high', [(1 / 8, 1 / 3), (0.2, 0.6)])
 def test_the_slope_of_rrelu_is_uniform(low, high):
   slopes = _draws(f'rrelu(low={low}, high={high})', -2.0) / -2
@@ -60,8 +66,8 @@ def _clipped_variance(std):
 def test_the_slope_of_eelu_is_a_cut_normal_with_a_std_of_its_own_per_array(eps):
   eelu = get_activation(f'eelu(eps={eps})')
   keys = jax.random.split(_KEY, 4000)
-  slopes = np.asarray(jax.jit(jax.vmap(
-      lambda key: eelu(jnp.full(100, 3.0), key=key, train=True)))(keys), np.float64) / 3
+  slopes = np.asarray(_per_key(
+      lambda key: eelu(jnp.full(100, 3.0), key=key, train=True), keys), np.float64) / 3
   assert slopes.min() >= 0 and slopes.max() <= 2
   expected = integrate.quad(_clipped_variance, 1e-3, eps)[0] / eps
   assert slopes.mean() == pytest.approx(1, abs=0.005)
@@ -78,8 +84,8 @@ def test_each_coefficient_of_rational_d_has_uniform_noise_of_its_own(noise):
   """At x = 1 with Q = 1 the value is the sum of the noisy numerator."""
   zeros = ', '.join(f'{name}=0' for name in ('a2', 'a3', 'a4', 'a5', 'b2', 'b4'))
   rational = get_activation(f'rational_d(a0=1, a1=2, noise={noise}, {zeros})')
-  draws = np.asarray(jax.jit(jax.vmap(lambda key: rational(
-      jnp.asarray([0.0, 1.0, 2.0]), key=key, train=True)))(jax.random.split(_KEY, 20_000)))
+  draws = np.asarray(_per_key(lambda key: rational(
+      jnp.asarray([0.0, 1.0, 2.0]), key=key, train=True), jax.random.split(_KEY, 20_000)))
   first, slope = draws[:, 0].astype(np.float64), (draws[:, 1] - draws[:, 0]).astype(np.float64) / 2
   np.testing.assert_allclose(draws[:, 2] - draws[:, 1], 2 * slope, atol=1e-5)  # one draw per array
   for factor in (first, slope):
@@ -175,15 +181,16 @@ def test_layers_of_a_model_draw_apart_and_inference_is_one_function():
 
 
 def test_a_population_trains_with_draws_that_the_step_fixes(tmp_path):
-  """Calls of 5 and of 10 steps end with the same bits: the draws belong to the step."""
+  """Calls of 5 and of 10 steps end with the same bits: the draws belong to the step.
+
+  That another step or key gives other bits is in test_draws_resume.
+  """
   def train(activation, k):
     model = ModelSpec('mlp', {'widths': (8,), 'activation': activation})
     engine = Engine(model, chunk=2, k=k, steps=20, streams=2, evaluates=False)
     return engine.train(members(2), tmp_path)
   short, long = train('rrelu', 5), train('rrelu', 10)
-  fixed = train(f'rrelu(low={11 / 48}, high={11 / 48})', 10)
   for member in (0, 1):
     assert short.leaves(member) == long.leaves(member)
-    assert long.leaves(member) != fixed.leaves(member)
   losses = long.losses()
   assert np.all(np.isfinite(losses)) and np.all(losses[:, -5:].mean(1) < losses[:, :5].mean(1))

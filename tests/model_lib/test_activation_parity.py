@@ -24,6 +24,18 @@ def _value_and_slope(function, x=_X):
   return evaluate(lambda x: jnp.stack(jax.jvp(function, (x,), (jnp.ones_like(x),))), x)
 
 
+def _value_and_gradients(function, cotangent, *inputs):
+  """f and the gradients of sum(cotangent f) in every input, float32 and flat."""
+  def both(*inputs):
+    y, pull = jax.vjp(function, *inputs)
+    return jnp.concatenate([array.reshape(-1) for array in (y, *pull(jnp.asarray(cotangent)))])
+  return evaluate(both, *inputs)
+
+
+def _flat(*arrays):
+  return np.concatenate([np.asarray(array).ravel() for array in arrays])
+
+
 @pytest.mark.parametrize('spec, function, settings', [
     ('celu', jax.nn.celu, {}), ('celu(alpha=0.6)', jax.nn.celu, {'alpha': 0.6}),
     ('elu', jax.nn.elu, {}), ('elu(alpha=0.6)', jax.nn.elu, {'alpha': 0.6}),
@@ -54,19 +66,18 @@ def test_another_convention_is_told_apart(name):
 
 
 def test_the_gated_linear_unit_and_softmax_are_jax_s():
-  x = _X.reshape(20, 10)
-  value, gate = x[:, :5], x[:, 5:]
-  glu = get_activation('glu')
-
-  def ours(x):
-    return glu(x[:, 5:], x[:, :5])
-
-  for f, g in ((ours, jax.nn.glu), (get_activation('softmax'), jax.nn.softmax)):
-    weights = jnp.asarray(np.random.default_rng(1).normal(size=g(x).shape), jnp.float32)
-    np.testing.assert_allclose(f(x), g(x), rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(jax.grad(lambda x: jnp.sum(weights * f(x)))(x),
-                               jax.grad(lambda x: jnp.sum(weights * g(x)))(x), rtol=1e-5, atol=1e-6)
-  assert np.max(np.abs(glu(value, gate) - jax.nn.glu(x))) > 0.1
+  x, glu = _X.reshape(20, 10), get_activation('glu')
+  weights = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+  # jax has the value first, then the gate.
+  half, swapped = weights[:, :5], _value_and_gradients(
+      lambda x: glu(x[:, :5], x[:, 5:]), weights[:, :5], x)
+  for f, g, cotangent in (
+      (lambda x: glu(x[:, 5:], x[:, :5]), jax.nn.glu, half),
+      (get_activation('softmax'), jax.nn.softmax, weights)):
+    theirs = _value_and_gradients(g, cotangent, x)
+    np.testing.assert_allclose(
+        _value_and_gradients(f, cotangent, x), theirs, rtol=1e-5, atol=1e-6)
+    assert theirs.shape != swapped.shape or np.max(np.abs(theirs - swapped)) > 0.1
 
 
 def test_prelu_is_flax_s_at_flax_s_first_value():
@@ -168,16 +179,16 @@ def test_prelu_by_channel_and_the_gated_linear_unit_are_torch_s_with_their_gradi
   inputs = [torch.tensor(array, requires_grad=True) for array in (x, slope)]
   theirs = torch.nn.functional.prelu(*inputs)
   theirs.backward(torch.tensor(weights))
-  ours, pull = jax.vjp(lambda x, slope: prelu(x, slope=slope), x, slope)
-  for mine, other in zip((ours, *pull(weights)), (theirs.detach(), *(i.grad for i in inputs))):
-    np.testing.assert_allclose(mine, other.numpy(), rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+      _value_and_gradients(lambda x, slope: prelu(x, slope=slope), weights, x, slope),
+      _flat(theirs.detach(), *(i.grad for i in inputs)), rtol=1e-5, atol=1e-5)
   # torch has the value first, then the gate.
   both = torch.tensor(x, requires_grad=True)
   theirs = torch.nn.functional.glu(both)
   theirs.backward(torch.tensor(weights[:, :2]))
-  ours, pull = jax.vjp(lambda x: glu(x[:, 2:], x[:, :2]), x)
-  np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(pull(weights[:, :2])[0], both.grad.numpy(), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+      _value_and_gradients(lambda x: glu(x[:, 2:], x[:, :2]), weights[:, :2], x),
+      _flat(theirs.detach(), both.grad), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parity
@@ -189,6 +200,5 @@ def test_softmax_is_torch_s_with_its_gradient():
     theirs = torch.tensor(x, requires_grad=True)
     result = torch.softmax(theirs, dim)
     result.backward(torch.tensor(weights))
-    ours, pull = jax.vjp(get_activation(spec), x)
-    np.testing.assert_allclose(ours, result.detach().numpy(), rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(pull(weights)[0], theirs.grad.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(_value_and_gradients(get_activation(spec), weights, x),
+                               _flat(result.detach(), theirs.grad), rtol=1e-5, atol=1e-6)
