@@ -63,7 +63,21 @@ def call(spec: str, variables, x, train: bool, c=None):
 
 def compiled(function):
   """jit without optimizing: compiling is most of these tests' time, and optimizing most of that."""
-  return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0})
+  return jax.jit(function, compiler_options=_quick_options())
+
+
+@functools.cache
+def _quick_options() -> dict:
+  """No optimization, and not the emitter of fusions that takes more than half of the rest."""
+  level = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+  quick = {**level, 'xla_cpu_use_fusion_emitters': False}
+  try:
+    jax.jit(lambda: 0, compiler_options=quick)()
+  except jax.errors.JaxRuntimeError as error:
+    if 'No such compile option' not in str(error):
+      raise
+    return level  # an XLA that has but one emitter
+  return quick
 
 
 @functools.cache

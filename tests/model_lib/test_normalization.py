@@ -174,16 +174,17 @@ def test_jacobian_of_layer_norm() -> None:
 
 def test_group_of_one_and_of_each_channel() -> None:
   """group(1) is layer norm over all but the batch, group(C) is instance norm."""
-  x = _images()
-  variables = _variables('group', x)
-  affine = functions.shift(functions.scale(functions.standardize(x, (1, 2, 3), 1e-5),
-                                           GAIN_BIAS['scale']), GAIN_BIAS['bias'])
-  np.testing.assert_allclose(_apply('group(1)', variables, x), affine, atol=1e-5)
-  affine = functions.shift(functions.scale(functions.standardize(x, (1, 2), 1e-5),
-                                           GAIN_BIAS['scale']), GAIN_BIAS['bias'])
-  np.testing.assert_allclose(_apply('group(16)', variables, x), affine, atol=1e-5)
+  x, params = _images(), {'params': GAIN_BIAS}
+  axes = {'group(1)': (1, 2, 3), 'group(16)': (1, 2)}
+  found, expected = norm_cases.compiled(lambda x: (
+    {spec: _apply(spec, params, x) for spec in axes},
+    {spec: functions.shift(functions.scale(functions.standardize(x, own, 1e-5), jnp.asarray(
+      GAIN_BIAS['scale'])), jnp.asarray(GAIN_BIAS['bias'])) for spec, own in axes.items()}))(x)
+  for spec, y in found.items():
+    np.testing.assert_allclose(y, expected[spec], atol=1e-5)
+  assert np.abs(found['group(1)'] - found['group(16)']).max() > 0.1
   with pytest.raises(UserError, match='16 channels do not divide into 3 groups'):
-    _apply('group(3)', variables, x)
+    _apply('group(3)', params, x)
 
 
 # Batch norm's state.

@@ -12,6 +12,7 @@ from model_lib.errors import UserError
 from model_lib.models.linear import Linear
 from model_lib.normalization import weight as weights
 from tests.model_lib import model_cases as cases
+from tests.model_lib.norm_cases import compiled
 
 SHAPES = [(6, 4), (3, 3, 2, 5)]
 
@@ -62,7 +63,7 @@ def test_gradients_against_finite_differences() -> None:
   """In float64, so that the differences resolve; along a random direction."""
   w, g, c, d = _random((6, 4)), _random((4,), 1), _random((6, 4), 2), _random((6, 4), 3)
   with jax.enable_x64(True):
-    grads = jax.jit(jax.jacrev(lambda w: {
+    grads = compiled(jax.jacrev(lambda w: {
       name: jnp.sum(c * y) for name, y in _functions(w, jnp.asarray(g)).items()}))(jnp.asarray(w))
   h = 1e-6
   above, below = _references(w + h * d, g), _references(w - h * d, g)
@@ -116,7 +117,7 @@ def test_the_gradient_of_spectral_holds_u_and_v() -> None:
 @pytest.mark.parametrize('name', ['spectral', 'sigma_reparam'])
 def test_the_state_moves_in_training_only(name) -> None:
   layer, x = Linear(4, 'hidden', weight=name), jnp.ones((2, 6))
-  variables = layer.init(jax.random.key(0), x)
+  variables = compiled(lambda key: layer.init(key, x))(jax.random.key(0))
   apply = jax.jit(lambda v, train: layer.apply(v, x, train, mutable=['batch_stats']),
                   static_argnums=1)
   y, state = apply(variables, True)
@@ -138,12 +139,15 @@ def test_the_state_moves_in_training_only(name) -> None:
 def test_the_start_of_the_layers() -> None:
   """weight_norm starts as the plain layer; orthogonal as gain times an orthogonal matrix."""
   x = jnp.asarray(_random((3, 6)), jnp.float32)
-  plain, variables = Linear(4, 'hidden').init_with_output(jax.random.key(0), x)
+  layers = {'none': (), 'weight_norm': (), 'centred_weight_norm': (), 'scaled_ws': (),
+            'orthogonal': ('relu',)}
+  made = compiled(lambda key: {
+    name: Linear(4, 'hidden', *consumes, weight=name).init_with_output(key, x)
+    for name, consumes in layers.items()})(jax.random.key(0))
+  plain, variables = made['none']
   for name, same in (('weight_norm', True), ('centred_weight_norm', False), ('scaled_ws', False)):
-    y, _ = Linear(4, 'hidden', weight=name).init_with_output(jax.random.key(0), x)
-    assert np.allclose(y, plain, rtol=1e-5, atol=1e-6) == same, name
-  kernel = Linear(4, 'hidden', 'relu', weight='orthogonal').init(
-    jax.random.key(0), x)['params']['kernel']
+    assert np.allclose(made[name][0], plain, rtol=1e-5, atol=1e-6) == same, name
+  kernel = made['orthogonal'][1]['params']['kernel']
   np.testing.assert_allclose(kernel.T @ kernel, 2 * np.eye(4), atol=1e-5)
   y = Linear(4, 'hidden', weight='cosine').apply(variables, x)
   m, rows = _flat(variables['params']['kernel']), np.asarray(x, np.float64)
