@@ -54,14 +54,25 @@ def measure_invariances(given: Given) -> list[dict]:
           for name, spec in specs.items() for transformation, value in deviations(spec).items()]
 
 
+def _largest(values) -> float:
+  """The maximum; nan if one is nan, so that no comparison with a limit holds."""
+  return float(np.max(np.asarray(values, np.float64)))
+
+
+def _smallest(values) -> float:
+  """The minimum; nan if one is nan."""
+  return float(np.min(np.asarray(values, np.float64)))
+
+
 def invariance_outcomes(rows: pd.DataFrame) -> dict[str, Outcome]:
   """One per norm: the largest change under a yes."""
-  plain = rows[rows.norm == 'none'].deviation.min()
+  plain = _smallest(rows[rows.norm == 'none'].deviation)
   found = {}
   for name, invariant in INVARIANT.items():
-    own = rows[rows.norm == name]
-    yes, no = own[own.invariant == 1].deviation.max(), own[own.invariant == 0].deviation.min()
     if invariant:
+      own = rows[rows.norm == name]
+      yes = _largest(own[own.invariant == 1].deviation)
+      no = _smallest(own[own.invariant == 0].deviation)
       found[f'invariances_{name}'] = check_outcome(
           yes < SAME and no > OTHER and plain > OTHER, yes,
           f'smallest change under a no {no:.2g}, without a norm {plain:.2g}')
@@ -100,13 +111,13 @@ def variance_outcomes(rows: pd.DataFrame) -> dict[str, Outcome]:
   fast, exact = (whole[whole.method == m] for m in ('flax, one pass', 'two passes'))
 
   def away(own):
-    return float(np.maximum(own.largest_std - 1, 1 - own.smallest_std).max())
+    return _largest(np.maximum(own.largest_std - 1, 1 - own.smallest_std))
 
-  least = float(fast[fast.offset == OFFSET].far_share.min())
+  least = _smallest(fast[fast.offset == OFFSET].far_share)
   control, ours = away(fast[fast.offset == 0]), away(exact)
   return {'fast_variance_fails': check_outcome(
               least >= FAR_SHARE and control < NEAR, least,
-              f'largest std {fast.largest_std.max():.3g}; at offset 0 no row is further than '
+              f'largest std {_largest(fast.largest_std):.3g}; at offset 0 no row is further than '
               f'{control:.2g} from 1'),
           'two_pass_variance_holds': check_outcome(
               ours < NEAR and least >= FAR_SHARE, ours, f'{len(exact)} draws of {ROWS} rows')}
@@ -210,8 +221,8 @@ def residual_outcomes(rows: pd.DataFrame) -> dict[str, Outcome]:
   found = {}
   for activation in STACKS:
     own = [r for r in residual_summary(rows) if r['activation'] == activation]
-    worst = max(abs(r['off']) for r in own) / 100
-    missed = min(abs(r['wrong_off']) for r in own if r['wrong']) / 100
+    worst = _largest([abs(r['off']) for r in own]) / 100
+    missed = _smallest([abs(r['wrong_off']) for r in own if r['wrong']]) / 100
     found[f'residual_variance_{activation}'] = check_outcome(
         worst < TOLERANCE < missed, worst, f'a wrong prediction is off by at least {missed:.2g}')
   return found
@@ -251,7 +262,7 @@ def independence_outcome(rows: pd.DataFrame) -> Outcome:
   own = rows[rows.phase == 'independence'].set_index(['arm', 'mode']).deviation
   still = own.drop(('batch', 'training'))
   return check_outcome(
-      float(still.max()) < INDEPENDENT and own['batch', 'training'] > DEPENDENT,
-      float(own['layer'].max()),
+      _largest(still) < INDEPENDENT and own['batch', 'training'] > DEPENDENT,
+      _largest(own['layer']),
       f'batch norm in training {own["batch", "training"]:.2g}, at inference '
       f'{own["batch", "inference"]:.2g}')

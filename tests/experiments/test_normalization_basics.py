@@ -272,6 +272,26 @@ def test_residual_variances_against_the_bound_and_the_wrong_predictions():
   assert words(stack_rows(1.0, 2.490 * 1.09))['gelu'] == NOT_REPRODUCED
 
 
+@pytest.mark.parametrize('outcomes, part, column', [
+    (checks.invariance_outcomes, 'invariances', 'deviation'),
+    (checks.variance_outcomes, 'fast_variance', 'largest_std'),
+    (checks.residual_outcomes, 'stacks', 'measured')])
+def test_what_is_not_a_number_passes_no_bound(measured, outcomes, part, column):
+  """pandas leaves nan out of a maximum, and Python keeps whichever stands first."""
+  rows = (stack_rows() if part == 'stacks' else measured[part]).reset_index(drop=True)
+  for place in range(len(rows)):
+    if part == 'invariances' and rows.norm[place] == 'none':
+      continue
+    bent = rows.copy()
+    bent.loc[place, column] = math.nan
+    if part == 'fast_variance' and not math.isnan(rows.percent[place]):
+      continue  # a row of the histogram, which is not judged
+    if part == 'fast_variance' and (rows.method[place], rows.offset[place]) == (
+        'flax, one pass', checks.OFFSET):
+      continue  # judged by the share alone
+    assert NOT_REPRODUCED in {o.verdict for o in outcomes(bent).values()}, rows.loc[place]
+
+
 def test_blocks_with_attention_are_shown_and_not_judged():
   """Beside their predictions, in a table of their own; a record without them has no such table."""
   blocks = pd.DataFrame([
