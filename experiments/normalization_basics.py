@@ -45,7 +45,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.checks import normalization_basics as checks
+from experiments.measurements import normalization_basics as checks
 from launch.study import (
     DataRequest, EngineConfig, Given, IoConfig, Measurement, Report, Run, Study, field, main)
 from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Claim, Outcome

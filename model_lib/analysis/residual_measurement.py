@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import numpy as np
 from model_lib.models.activation_layer import ActivationLayer
 from model_lib.models.attention import Attention
 from model_lib.models.linear import Linear
+from model_lib.models.recording import record_calls
 from model_lib.models.residual import Stack
 from model_lib.parametrization import Branch, get_parametrization
 
@@ -141,20 +143,14 @@ def _through(models: Sequence[_Block], shape: tuple[int, ...], seeds: int,
     factors = [row.factors(Branch(i + 1, blocks, per_block=len(names))) for i in range(blocks)]
     swept.append({name: jnp.asarray([f[name] for f in factors], jnp.float32)
                   for name in factors[0]})
-  reads = []
-
-  def watch(call, args, kwargs, context):
-    if type(context.module).__name__ == 'LayerNorm':
-      reads.append(args[0])
-    return call(*args, **kwargs)
-
   def join(entering, block):
     key, swept = block
     leaving, found, kernels = [], [], {}
     for model, x, hp in zip(models, entering, swept, strict=True):
-      reads.clear()
-      streams, made = model.apply({'params': kernels, 'hp': {f'factors_{n}': hp for n in names}},
-                                  x, rngs={'params': key}, mutable=['params', 'hp'])
+      variables = {'params': kernels, 'hp': {f'factors_{n}': hp for n in names}}
+      (streams, made), calls = record_calls(functools.partial(
+          model.apply, variables, x, rngs={'params': key}, mutable=['params', 'hp']))
+      reads = [call.inputs[0] for call in calls if type(call.module).__name__ == 'LayerNorm']
       kernels = {name: made['params'][name] for name in names}
       each = len(reads) // len(names)  # norms of a branch
       leaving.append(streams[-1])
@@ -166,9 +162,8 @@ def _through(models: Sequence[_Block], shape: tuple[int, ...], seeds: int,
     keys = jax.random.split(jax.random.fold_in(key, 1), blocks)
     return jax.lax.scan(join, [x] * len(models), (keys, swept))[1]
 
-  with nn.intercept_methods(watch):
-    found = jax.jit(lambda keys: jax.lax.map(one, keys))(
-        jax.random.split(jax.random.key(0), seeds))
+  found = jax.jit(lambda keys: jax.lax.map(one, keys))(
+      jax.random.split(jax.random.key(0), seeds))
   # Per model: [branch of a block][moment] of [seeds, blocks] to [moment] of [branch of the stack].
   return [[np.stack([np.asarray(part, np.float64).mean(0) for part in parts], -1).ravel()
            for parts in zip(*own, strict=True)] for own in found]

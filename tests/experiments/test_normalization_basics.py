@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from experiments import normalization_basics as study
-from experiments.checks import normalization_basics as checks
+from experiments.measurements import normalization_basics as checks
 from launch.study import config as config_lib
 from launch.study import flags
 from launch.study import load_run
