@@ -54,6 +54,8 @@ def filled(text: str, root: Path) -> str:
     rest = lines[place:]
     if end not in rest or any(_BEGIN.fullmatch(line) for line in rest[:rest.index(end)]):
       raise UserError(f'README.md:{place}: {begin[0]} has no {end}')
+    if options and kind == 'timing':
+      raise UserError(f'README.md:{place}: a block of timing has no options')
     given = _options(options.split(), f'README.md:{place}')
     found = (results_block(root, name, **given) if kind == 'results' else
              timing_block(root, name))
@@ -138,15 +140,19 @@ def timing_block(root: Path, study: str) -> str:
     return (_PRESETS.index(preset) if preset in _PRESETS else len(_PRESETS), path.name)
   rows = []
   for record in sorted(records, key=order):
-    lines = [json.loads(line) for line in _read(record / 'timing.jsonl').splitlines()]
-    cohorts = [line for line in lines if 'cohort' in line]
-    minutes = {key: sum(line[f'{key}_s'] for line in cohorts) / 60
-               for key in ('prepare', 'train', 'evaluate')}
-    rows.append({
-        'record': f'`{record.name}`', 'runs': sum(line['members'] for line in cohorts),
-        **minutes, 'total': sum(minutes.values()),
-        'mib': max((line['peak_mib'] for line in cohorts), default=None),
-        'machine': _machine(record)})
+    try:
+      lines = [json.loads(line) for line in _read(record / 'timing.jsonl').splitlines()]
+      cohorts = [line for line in lines if 'cohort' in line]
+      minutes = {key: sum(line[f'{key}_s'] for line in cohorts) / 60
+                 for key in ('prepare', 'train', 'evaluate')}
+      rows.append({
+          'record': f'`{record.name}`', 'runs': sum(line['members'] for line in cohorts),
+          **minutes, 'total': sum(minutes.values()),
+          'mib': max((line['peak_mib'] for line in cohorts), default=None),
+          'machine': _machine(record)})
+    except (ValueError, KeyError, TypeError) as error:
+      raise UserError(f'{record / "timing.jsonl"} is damaged ({error}); '
+                      'record the run again') from error
   column, number = tables.Column, tables.fixed(1)
   return tables.Table('', (
       column('record', 'preset', right=False),

@@ -132,19 +132,20 @@ def measure_residual_variance(given: Given, blocks: int, width: int, seeds: int)
   from model_lib.analysis.residual_measurement import measure_variance
   del given
   found = []
+  stacks = [(f'{place}:layer(eps=0.0)', residual) for place, residual in PLACEMENTS.values()]
   for activation, gained in STACKS.items():
-    for placement, (place, residual) in PLACEMENTS.items():
-      norm = f'{place}:layer(eps=0.0)'
-      predicted = residual_variance(norm, residual, activation, blocks, (1, 2 if gained else 1))
-      measured = measure_variance(norm, residual, activation, gained, blocks, width, seeds=seeds)
-      own = measured.normed if place == 'post' else measured.stream
+    every = measure_variance(stacks, activation, gained, blocks, width, seeds=seeds)
+    for placement, stack, measured in zip(PLACEMENTS, stacks, every, strict=True):
+      predicted = residual_variance(*stack, activation, blocks, (1, 2 if gained else 1))
+      own = measured.normed if placement == 'post' else measured.stream
       found += [{'part': 'residual_variance', 'activation': activation, 'placement': placement,
                  'block': i + 1, 'predicted': float(predicted.sums[i]), 'measured': float(own[i])}
                 for i in range(blocks)]
-  return found + measure_attention_blocks()
+  return found
 
 
-def measure_attention_blocks() -> list[dict]:
+def measure_attention_blocks(given: Given, blocks: int, width: int, heads: int,
+                             tokens: int) -> list[dict]:
   """Variances and token correlations in blocks with attention, by placement and sublayer.
 
   Beside the prediction stands that of a stack whose attention is taken for two more matrices, as
@@ -152,13 +153,14 @@ def measure_attention_blocks() -> list[dict]:
   """
   from model_lib.analysis.residual_growth import attention_variance, residual_variance
   from model_lib.analysis.residual_measurement import measure_attention
+  del given
   found, activation, gains = [], 'relu', (1, 2)
   stacks = [(f'{place}:layer(eps=0.0)', residual) for place, residual in PLACEMENTS.values()]
   for placement, stack, measured in zip(
-      PLACEMENTS, stacks, measure_attention(stacks, activation, gained=True, **MIXED), strict=True):
-    predicted = attention_variance(*stack, activation, MIXED['blocks'], MIXED['tokens'],
-                                   MIXED['width'] // MIXED['heads'], gains)
-    tokenless = residual_variance(*stack, activation, MIXED['blocks'], gains, per_block=2)
+      PLACEMENTS, stacks,
+      measure_attention(stacks, activation, True, blocks, width, heads, tokens), strict=True):
+    predicted = attention_variance(*stack, activation, blocks, tokens, width // heads, gains)
+    tokenless = residual_variance(*stack, activation, blocks, gains, per_block=2)
     own = measured.normed if placement == 'post' else measured.stream
     found += [{'part': 'residual_variance', 'activation': activation, 'placement': placement,
                'block': i // 2 + 1, 'sublayer': ('attention', 'mlp')[i % 2],
@@ -166,7 +168,7 @@ def measure_attention_blocks() -> list[dict]:
                'tokenless': float(tokenless.sums[i]),
                'predicted_correlation': float(predicted.correlation[i]),
                'correlation': float(measured.correlation[i])}
-              for i in range(2 * MIXED['blocks'])]
+              for i in range(2 * blocks)]
   return found
 
 

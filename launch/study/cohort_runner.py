@@ -111,7 +111,6 @@ class CohortRunner:
                                 config_number)
     finally:
       checkpoints.close()
-    shutil.rmtree(directory / 'steps')
     self.workdir.append_timing({
         'cohort': cohort.name, 'members': len(cohort.members), 'steps': cohort.steps - step,
         'prepare_s': round(compiled - start, 3), 'train_s': round(trained - compiled, 3),

@@ -44,12 +44,20 @@ def load_cohort(workdir: Workdir, cohort: str) -> Trained:
   finished = records.read_finished(workdir, cohort)
   if finished is None:
     raise UserError(f'{workdir.path}: no cohort {cohort} is finished')
+  if finished['model'] is None:
+    raise UserError(f'{workdir.path}: {cohort} is a measurement, for which nothing was trained')
   final = load_final(records.cohort_directory(workdir, cohort) / 'final', None)
   variables = {'params': final['params'], 'hp': final['hp'].get('model', {}),
                **final.get('collections', {})}
   spec = finished['model']
   return Trained(models.build(spec['name'], **spec['arguments']), spec, variables,
-                 finished['rows'], finished['task'])
+                 _rows(finished), finished['task'])
+
+
+def _rows(finished: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """As they stand in results.csv: nan where a number is missing, without that of the config."""
+  return [{key: value for key, value in row.items() if key != 'config'}
+          for row in records.with_nan(finished['rows'])]
 
 
 def load_run(workdir: str | os.PathLike[str], member: int) -> tuple[Any, dict, dict]:
@@ -89,5 +97,5 @@ def load_run(workdir: str | os.PathLike[str], member: int) -> tuple[Any, dict, d
   trained = load_cohort(directory, cohort['name'])
   variables = jax.tree.map(lambda leaf: leaf[place], trained.variables)
   return trained.model, variables, {
-      'study': record.study, 'config': record.configs[-1], 'row': cohort['rows'][place],
+      'study': record.study, 'config': record.configs[-1], 'row': _rows(cohort)[place],
       'model': trained.spec, 'task': trained.task}

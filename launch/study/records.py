@@ -20,7 +20,7 @@ from launch.study.workdir import Workdir
 from model_lib.errors import UserError
 
 FORMAT = 1
-TIMING_COLUMNS = ('step_us', 'cost_ratio')
+TIMING_COLUMNS = ('step_us', 'pass_us', 'cost_ratio')
 
 
 @dataclasses.dataclass

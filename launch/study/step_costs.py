@@ -49,8 +49,8 @@ class StepCosts:
   def _reference_run(self, population, prepared, spec):
     """Times the reference model; compiled once per start and model."""
     cohort = population.cohort
-    key = json.dumps([dataclasses.asdict(spec), cohort.batch_size, population.batching],
-                     default=list)
+    key = json.dumps([dataclasses.asdict(spec), dataclasses.asdict(cohort.optimizer),
+                      cohort.batch_size, population.batching], default=list)
     if key not in self._references:
       member = dataclasses.replace(
           cohort.members[0], hp={'learning_rate': cohort.members[0].hp['learning_rate']})

@@ -184,7 +184,11 @@ class Activation:
     return cached_moments(self, float(q))
 
   def spectrum(self, q: float = 1.0, degree: int = 64) -> np.ndarray:
-    """Hermite coefficients [degree + 1] of `scalar` under x ~ N(0, q); see `moments.py`."""
+    """Hermite coefficients [degree + 1] of `scalar` under x ~ N(0, q); see `moments.py`.
+
+    Raises:
+      ValueError: q is not above 0, or the degree is not from 0 to 1,000.
+    """
     if self.closed_form is not None:
       return self.closed_form.spectrum(q, degree)
     return hermite_coefficients(self.at_first_values(), self.kinks, self.jumps, q, degree)

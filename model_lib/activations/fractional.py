@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model_lib.activations.moments import Moments
+from model_lib.activations.moments import Moments, check_degree, check_variance
 from model_lib.activations.registry import register
 from model_lib.activations.settings import Bounds
 
@@ -30,8 +30,7 @@ class PositivePower:
 
   def moments(self, q: float) -> Moments:
     """The moments; E f'^2 is finite because 2 power - 2 > -1."""
-    if not (math.isfinite(q) and q > 0):
-      raise ValueError(f'the variance q must be above 0, not {q}')
+    check_variance(q)
     a, s = self.scale, self.power
     mean, second = a * q**(s / 2) * _positive(s), a**2 * q**s * _positive(2 * s)
     slope_second = (a * s)**2 * q**(s - 1) * _positive(2 * s - 2)
@@ -46,8 +45,8 @@ class PositivePower:
     By partial integration E max(z, 0)^s He_k(z) = s E max(z, 0)^(s-1) He_{k-1}(z), so that the
     coefficient of h_{k+2} is (s - k) / sqrt((k + 1) (k + 2)) times that of h_k.
     """
-    if degree < 0:
-      raise ValueError(f'degree must be at least 0, not {degree}')
+    check_variance(q)
+    check_degree(degree)
     s = self.power
     found = np.zeros(degree + 2)
     found[:2] = _positive(s), s * _positive(s - 1)

@@ -124,6 +124,18 @@ def gaussian_moments(
       chi_centred=q * _ratio(slope_second, variance if variance > 1e-14 * second else 0.0), q=q)
 
 
+def check_variance(q: float) -> None:
+  """ValueError for a q that is no variance."""
+  if not (math.isfinite(q) and q > 0):
+    raise ValueError(f'the variance q must be above 0, not {q}')
+
+
+def check_degree(degree: int) -> None:
+  """ValueError for a degree beyond the limit of `hermite_coefficients`."""
+  if not 0 <= degree <= 1000:
+    raise ValueError(f'degree must be from 0 to 1000, not {degree}')
+
+
 def hermite_coefficients(
     function: Callable[[jax.Array], jax.Array],
     kinks: tuple[float, ...] = (),
@@ -148,8 +160,7 @@ def hermite_coefficients(
     ArithmeticError: no convergence.
     ValueError: a degree beyond the limit.
   """
-  if not 0 <= degree <= 1000:
-    raise ValueError(f'degree must be from 0 to 1000, not {degree}')
+  check_degree(degree)
   samples = _samples(function, kinks + jumps, q)
   weighted = samples.weights * samples.values
   # h_{k+1} = (z h_k - sqrt(k) h_{k-1}) / sqrt(k+1), stable in this direction.
@@ -172,8 +183,7 @@ def _samples(
     function: Callable[[jax.Array], jax.Array], breaks: tuple[float, ...], q: float,
 ) -> _Samples:
   """f on panels so narrow that its moments are good to the tolerance."""
-  if not (math.isfinite(q) and q > 0):
-    raise ValueError(f'the variance q must be above 0, not {q}')
+  check_variance(q)
   unit_nodes, unit_weights = np.polynomial.legendre.leggauss(_ORDER)
   scale, width = math.sqrt(q), _WIDTH
   for refinement in range(_REFINEMENTS + 1):

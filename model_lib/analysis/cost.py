@@ -29,7 +29,7 @@ from model_lib.normalization import get_norm
 from model_lib.training import timing
 
 _MAPS = ('adain', 'spade')  # norms whose condition has positions
-CALLS = 3  # in a row, of which the fastest counts: others use the machine too
+CALLS = 20  # in a row, of which the fastest counts: others use the machine, threads have to wake
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from model_lib.errors import UserError
 from model_lib.models.activation_layer import ActivationLayer
 from model_lib.models.attention import Attention
 from model_lib.models.linear import Linear
 from model_lib.models.recording import record_calls
 from model_lib.models.residual import Stack
-from model_lib.parametrization import Branch, get_parametrization
+from model_lib.normalization.layers import LayerNorm
+from model_lib.parametrization import Branch, Parametrization, get_parametrization
 
 
 class Measured(NamedTuple):
@@ -79,20 +81,26 @@ class _Block(nn.Module):
     return found
 
 
-def measure_variance(norm: str, residual: str, activation: str, gained: bool, blocks: int = 48,
-                     width: int = 256, inputs: int = 64, seeds: int = 8) -> Measured:
-  """Variances in a stack of two-matrix branches on iid N(0, I) inputs, at initialization.
+def measure_variance(stacks: Sequence[tuple[str, str]], activation: str, gained: bool,
+                     blocks: int = 48, width: int = 256, inputs: int = 64,
+                     seeds: int = 8) -> list[Measured]:
+  """Variances in stacks of two-matrix branches on iid N(0, I) inputs, at initialization.
 
   Args:
-    norm: placement of a layer norm, such as 'pre:layer(eps=0.0)'; every block has it.
-    residual: row of the parametrization table, with fixed factors or none.
+    stacks: of each, the placement of a layer norm that every block has, such as
+      'pre:layer(eps=0.0)', and the row of the parametrization table, with fixed factors or none.
+      They share the kernels that the first one draws.
     activation: spec of phi, parameter-free.
     gained: whether W2 has variance 2 / fan_in (He) instead of 1 / fan_in.
-    blocks, width, inputs: of the stack; the hidden width is `width`.
-    seeds: stacks and inputs that are drawn.
+    blocks, width, inputs: of a stack; the hidden width is `width`.
+    seeds: kernels and inputs that are drawn.
+
+  Raises:
+    UserError: a row that starts kernels in a way of its own or has a trained factor, or blocks
+      without a layer norm.
   """
-  model = _Block(norm, residual, activation, gained, blocks)
-  return Measured(*_through([model], (inputs, width), seeds, _variances)[0])
+  models = [_Block(norm, residual, activation, gained, blocks) for norm, residual in stacks]
+  return [Measured(*moments) for moments in _through(models, (inputs, width), seeds, _variances)]
 
 
 def measure_attention(stacks: Sequence[tuple[str, str]], activation: str, gained: bool,
@@ -101,12 +109,13 @@ def measure_attention(stacks: Sequence[tuple[str, str]], activation: str, gained
   """The same in blocks of attention and a two-matrix branch, on iid N(0, I) tokens.
 
   Args:
-    stacks: (norm, residual) of each, as for `measure_variance`. They share the kernels that the
-      first one draws, so their rows have to start them alike.
-    activation, gained, blocks, width, seeds: as for `measure_variance`.
+    stacks, activation, gained, blocks, width, seeds: as for `measure_variance`.
     heads: of the attention, which has no mask.
     tokens: of an input.
     inputs: per seed.
+
+  Raises:
+    UserError: as `measure_variance`.
   """
   models = [_Block(norm, residual, activation, gained, blocks, heads) for norm, residual in stacks]
   found = _through(models, (inputs, tokens, width), seeds,
@@ -140,17 +149,22 @@ def _through(models: Sequence[_Block], shape: tuple[int, ...], seeds: int,
   swept = []
   for model in models:
     row = get_parametrization(model.residual)
-    factors = [row.factors(Branch(i + 1, blocks, per_block=len(names))) for i in range(blocks)]
-    swept.append({name: jnp.asarray([f[name] for f in factors], jnp.float32)
-                  for name in factors[0]})
+    if row.kernel or row.xavier or row.learned:
+      raise UserError(f'no variance is measured for {row.name!r}: its kernels start in a way of '
+                      'their own, or a factor is trained; take a row with fixed factors')
+    swept.append({f'factors_{name}': _factors(row, name, within, len(names), blocks)
+                  for within, name in enumerate(names, 1)})
   def join(entering, block):
     key, swept = block
     leaving, found, kernels = [], [], {}
     for model, x, hp in zip(models, entering, swept, strict=True):
-      variables = {'params': kernels, 'hp': {f'factors_{n}': hp for n in names}}
+      variables = {'params': kernels, 'hp': hp}
       (streams, made), calls = record_calls(functools.partial(
           model.apply, variables, x, rngs={'params': key}, mutable=['params', 'hp']))
-      reads = [call.inputs[0] for call in calls if type(call.module).__name__ == 'LayerNorm']
+      reads = [call.inputs[0] for call in calls if isinstance(call.module, LayerNorm)]
+      if not reads or len(reads) % len(names):
+        raise UserError(f'no variance is measured for {model.norm!r}: not every branch has the '
+                        "same number of layer norms; write it as 'pre:layer'")
       kernels = {name: made['params'][name] for name in names}
       each = len(reads) // len(names)  # norms of a branch
       leaving.append(streams[-1])
@@ -167,3 +181,11 @@ def _through(models: Sequence[_Block], shape: tuple[int, ...], seeds: int,
   # Per model: [branch of a block][moment] of [seeds, blocks] to [moment] of [branch of the stack].
   return [[np.stack([np.asarray(part, np.float64).mean(0) for part in parts], -1).ravel()
            for parts in zip(*own, strict=True)] for own in found]
+
+
+def _factors(row: Parametrization, name: str, within: int, per_block: int,
+             blocks: int) -> dict[str, jax.Array]:
+  """The fixed factors of a branch, each [blocks]."""
+  kind = name.partition('_')[0]
+  every = [row.factors(Branch(i + 1, blocks, kind, within, per_block)) for i in range(blocks)]
+  return {key: jnp.asarray([f[key] for f in every], jnp.float32) for key in every[0]}

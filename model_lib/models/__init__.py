@@ -6,7 +6,7 @@ numbers (`models.hyper`); `batch_stats`, where a norm has state.
 
 A model whose parameters must stay on a set (nGPT's spheres) has a method `projection()`: it gives
 the function params -> params onto the set, or None. Training applies it at the start and after
-every step.
+every step; `module.init` alone does not.
 
 `overrides=('blocks.0-3.mlp: relu^2', 'blocks.*.norm: rms')` puts something else at some places
 (`models.overrides` has the grammar); `sites(model)` lists the places and what stands there.

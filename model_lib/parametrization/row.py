@@ -53,19 +53,17 @@ class Branch:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """How the tensors of one role start, act and learn.
+  """How the tensors of one role start and act.
 
   Attributes:
     std: factor of the standard deviation at the start.
     fan_in_power: power of fan_in in that standard deviation.
     multiplier: factor on the tensor's output in the forward pass.
-    lr_multiplier: factor on the learning rate.
   """
 
   std: float
   fan_in_power: float
   multiplier: float = 1.0
-  lr_multiplier: float = 1.0
 
   def init_std(self, fan_in: int, gain=1.0):
     """std * fan_in^fan_in_power * gain; `gain` may be a traced scalar."""

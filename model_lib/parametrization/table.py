@@ -1,8 +1,7 @@
-"""The one table of parametrizations: init, forward multipliers and learning rates.
+"""The one table of parametrizations: init and forward multipliers.
 
-A kernel acts as `multiplier * w` with `w ~ N(0, std^2)` at the start and is trained
-with `lr_multiplier * learning_rate`. Every number of that kind is read from here:
-no layer and no optimizer has one of its own, so a factor cannot be applied twice.
+A kernel acts as `multiplier * w` with `w ~ N(0, std^2)` at the start. Every number of that
+kind is read from here: no layer has one of its own, so a factor cannot be applied twice.
 
 Roles: `input` (data -> features), `hidden` (features -> features), `readout`
 (features -> outputs), `embedding` (a table looked up by token), `position` (a

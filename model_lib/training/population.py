@@ -48,9 +48,9 @@ class Routes:
 
 
 def compile_options() -> dict[str, int] | None:
-  """Options for the initialization alone.
+  """Options for programs that run once: the initialization, and checks at it.
 
-  Its random draws compile several times longer than a training step; without
+  Random draws compile several times longer than a training step; without
   optimization that time falls to a tenth. The choice is part of the bits, hence fixed.
   """
   return {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
@@ -89,9 +89,15 @@ class Population:
       task: from model_lib.training.tasks.
       arrays: host or device arrays that the task reads (their shapes are compiled in).
       batching: 'map' or 'vmap'.
+
+    Raises:
+      UserError: another batching, or a weight decay on a model that is projected.
     """
     if batching not in ('map', 'vmap'):
       raise UserError(f"batching is '{batching}'; it must be map or vmap")
+    if state_lib.projection(model) and any(m.hp.get('weight_decay') for m in cohort.members):
+      raise UserError(f'{cohort.name}: a weight decay with ngpt, which keeps the lengths of its '
+                      'matrices, would change its steps and shrink its trained factors; set it to 0')
     self.cohort, self.model, self.task, self.batching = cohort, model, task, batching
     self.tx = state_lib.direction(cohort.optimizer)
     self.factor = state_lib.schedule(cohort.optimizer, cohort.steps)

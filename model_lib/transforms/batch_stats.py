@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 
+from model_lib.errors import UserError
 from model_lib.models.recording import record_calls
 from model_lib.normalization import functions as fn
 from model_lib.normalization.layers import BatchNorm
@@ -52,16 +54,27 @@ def recalibrated(model: nn.Module, variables: Mapping[str, Any], inputs: jax.Arr
 
   Returns:
     The collection `batch_stats`.
+
+  Raises:
+    UserError: a layer whose training pass does not use the moments of its whole batch, or another
+      state than that of batch norm.
   """
   _, calls = record_calls(
       lambda: model.apply(variables, inputs, train=True, mutable=['batch_stats']))
   found: dict[str, Any] = {}
   for call in calls:
     if isinstance(call.module, BatchNorm):
+      if call.module.stat_mode != 'batch':
+        raise UserError(f'{call.site}: moments of the population are taken for batch norm with '
+                        f'stat_mode=batch, not {call.module.stat_mode}')
       x, = call.inputs
       mean, var = fn.moments(x, tuple(range(x.ndim - 1)))
       node = found
       for name in call.path:
         node = node.setdefault(name, {})
       node |= {'mean': mean.reshape(-1), 'var': var.reshape(-1)}
+  other = (set(flax.traverse_util.flatten_dict(dict(variables.get('batch_stats', {})), sep='/'))
+           - set(flax.traverse_util.flatten_dict(found, sep='/')))
+  if other:
+    raise UserError(f'the state {min(other)} is none of a batch norm; only those are recalibrated')
   return found

@@ -30,6 +30,8 @@ def record(model: nn.Module, variables, inputs,
     for path in paths:
       if path not in by_path:
         raise UserError(f'the model has no layer {path!r}{nearest(path, by_path)}')
+      if not by_path[path].inputs:
+        raise UserError(f'the layer {path!r} reads no array, so that it has no input to record')
     return {path: (by_path[path].inputs[0], by_path[path].output) for path in paths}
 
   return jax.tree.map(np.asarray, run(variables, inputs))

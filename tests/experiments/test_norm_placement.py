@@ -408,7 +408,8 @@ def test_smoke_ends_with_tables_claims_and_figures(smoke):
   assert {path.stem for path in (smoke / 'figures').iterdir()} == {
       'accuracy', 'training_curves', 'stem_gradients'}
   rows = pd.read_csv(smoke / 'results.csv')
-  assert (rows[rows.phase == 'fresh'].groupby('arm').test_accuracy.mean() > 0.1).any()
+  accuracy = rows[rows.phase == 'fresh'].groupby('arm').test_accuracy.mean()
+  assert accuracy['pre/pre'] > 0.15  # guessing reaches .1; the run reached .22
   own = rows[rows.phase == 'gradients']
   assert len(own) == 2 * 2 and (own.gradient_ratio > 0).all()
   np.testing.assert_allclose(own.gradient_ratio, own.stem_gradient / own.block_gradient, rtol=1e-6)

@@ -20,7 +20,9 @@ from launch.study import flags
 from launch.study import load_run
 from launch.study import preview
 from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, evaluate
+from launch.study.load import load_cohort
 from launch.study.study import Measurement, Run
+from launch.study.workdir import Workdir
 from model_lib import models
 from model_lib.analysis import invariances
 from model_lib.errors import UserError
@@ -254,6 +256,21 @@ def test_the_fast_variance_fails_and_ours_holds(measured):
   assert {o.verdict for o in checks.variance_outcomes(swapped).values()} == {NOT_REPRODUCED}
 
 
+def test_the_output_of_one_example_moves_with_its_batch_under_batch_norm_alone():
+  rows = pd.DataFrame(checks.measure_independence(None, [8]))
+  assert checks.independence_outcome(rows).verdict == REPRODUCED
+  swapped = rows.assign(arm=rows.arm.map({'batch': 'layer', 'layer': 'batch', 'none': 'none'}))
+  assert checks.independence_outcome(swapped).verdict == NOT_REPRODUCED
+
+
+def test_a_small_stack_with_attention_is_near_its_prediction():
+  found = pd.DataFrame(checks.measure_attention_blocks(None, 2, 64, 2, 16))
+  assert len(found) == 2 * 2 * len(checks.PLACEMENTS)
+  assert list(found.sublayer[:2]) == ['attention', 'mlp']
+  np.testing.assert_allclose(found.measured, found.predicted, rtol=0.15)
+  np.testing.assert_allclose(found.correlation, found.predicted_correlation, atol=0.1)
+
+
 def stack_rows(factor: float = 1.0, gelu_lns: float = 2.490) -> pd.DataFrame:
   """The last block of each stack, `factor` away from the prediction."""
   ends = {'relu': (49, 49, 5.459, 2), 'gelu': (21.41, 49, 2.490, 1.4252)}
@@ -367,7 +384,7 @@ def test_the_list_shows_measurements_and_needs_no_data_without_networks():
   assert 'About 0.' in alone and ' runs' not in alone.splitlines()[-1]
   whole = listed()
   assert whole.startswith('normalization_basics on digits\n')
-  assert sum('no training' in line for line in whole.splitlines()) == 5
+  assert sum('no training' in line for line in whole.splitlines()) == 6
   assert '\n16 runs, about ' in whole  # 2 seeds in 2 cells of 3 arms, and in 2 of the copies
 
 
@@ -378,6 +395,8 @@ def test_checks_alone_run_without_data_and_are_shown(alone):
   assert {c['verdict'] for c in claims if c['id'].startswith('invariances')} == {REPRODUCED}
   with pytest.raises(UserError, match='member 0 is a row of the measurement invariances'):
     load_run(alone, 0)
+  with pytest.raises(UserError, match='invariances is a measurement'):
+    load_cohort(Workdir(alone), 'invariances')
   checks = [c for c in claims if c.get('kind') == 'check']
   assert len(checks) == 9 and all(c['n'] is c['interval'] is None for c in checks)
 

@@ -118,6 +118,7 @@ def test_check_tells_and_changes_nothing(tmp_path, capsys):
   ('<!-- results: s/cpu -->\n', 'README.md:1: .* has no <!-- end results -->'),
   ('x\n<!-- results: a/b -->\n<!-- timing: a -->\n<!-- end results -->\n', 'README.md:2: .*no'),
   ('<!-- results: s/cpu rows=0 -->\n<!-- end results -->\n', 'rows=0 is no option'),
+  ('<!-- timing: s rows=3 -->\n<!-- end timing -->\n', 'README.md:1: a block of timing'),
   ('<!-- results: s/cpu best=3 -->\n<!-- end results -->\n', 'best=3 is no option')])
 def test_a_wrong_block_is_one_line(tmp_path, capsys, text, message):
   with pytest.raises(UserError, match=message):

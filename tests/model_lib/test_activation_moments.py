@@ -326,8 +326,11 @@ def test_self_normalizing_entries_have_second_moment_one(name):
   assert get_activation(name).moments().second == pytest.approx(1, abs=1e-3)
 
 
-def test_a_variance_that_is_none_is_refused():
+@pytest.mark.parametrize('spec', ['relu', 'fractional_relu'])
+def test_a_variance_that_is_none_is_refused(spec):
   with pytest.raises(ValueError, match='the variance q must be above 0, not 0'):
-    get_activation('relu').moments(0.0)
+    get_activation(spec).moments(0.0)
+  with pytest.raises(ValueError, match='the variance q must be above 0, not -1'):
+    get_activation(spec).spectrum(-1.0)
   with pytest.raises(ValueError, match='degree must be from 0 to 1000, not 2000'):
-    get_activation('relu').spectrum(degree=2000)
+    get_activation(spec).spectrum(degree=2000)

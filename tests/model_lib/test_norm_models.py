@@ -88,7 +88,7 @@ def test_members_have_their_own_state() -> None:
     return {spec: jax.value_and_grad(loss, has_aux=True)(states[spec][0], spec)
             for spec in STATEFUL}
 
-  # Not by `cases.compiled`: the bits are promised for the emitters that training uses.
+  # With the emitters that training uses, which `cases.compiled` replaces; without optimization.
   level = {'xla_backend_optimization_level': 0}
   mapped, vmapped = jax.jit(lambda states, x: (
     jax.lax.map(step, (states, x)), jax.vmap(lambda s, x: step((s, x)))(states, x)),

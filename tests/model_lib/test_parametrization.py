@@ -26,7 +26,7 @@ def test_names_are_the_rows() -> None:
 def test_init_std_of_the_standard_row(role, fan_in, gain, expected) -> None:
   rule = get_parametrization('sp').rules[role]
   np.testing.assert_allclose(rule.init_std(fan_in, gain), expected, rtol=1e-12)
-  assert rule.multiplier == rule.lr_multiplier == 1.0
+  assert rule.multiplier == 1.0
 
 
 def test_multipliers_of_the_standard_row() -> None:

@@ -39,7 +39,7 @@ class Net(nn.Module):
 
 
 def _calls(x, **options):
-  return record_calls(lambda: Net().apply({}, x, train=False), **options)
+  return record_calls(lambda: Net().apply({}, x, False), **options)
 
 
 def test_calls_in_the_order_in_which_they_began() -> None:

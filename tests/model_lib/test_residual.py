@@ -425,12 +425,20 @@ def test_predicted_and_measured_variance_of_the_stream(activation, measured) -> 
 def test_what_the_library_measures_is_predicted() -> None:
   """Its own kernels and factors, in a smaller stack: every block; another gain is noticed."""
   stack = 'pre:layer(eps=0.0)', 'lns', 'relu'
-  found = measure_variance(*stack, gained=True, blocks=8, width=128, inputs=64, seeds=4)
+  found, = measure_variance([stack[:2]], 'relu', gained=True, blocks=8, width=128, seeds=4)
   predicted = np.array(residual_variance(*stack, 8, (1, 2)).sums)
   np.testing.assert_allclose(found.stream, predicted, rtol=0.1)
   np.testing.assert_allclose(found.normed, [1, *predicted[:-1]], rtol=0.1)
   assert found.correlation is None
   assert abs(found.stream[-1] / residual_variance(*stack, 8).sums[-1] - 1) > 0.2
+
+
+@pytest.mark.parametrize('stack, message', [
+    (('post:layer', 'deepnorm'), "no variance is measured for 'deepnorm'"),
+    (('pre:rms', 'sp'), "measured for 'pre:rms': not every branch"), (('none', 'sp'), "'none'")])
+def test_what_the_library_does_not_measure_is_refused(stack, message) -> None:
+  with pytest.raises(UserError, match=message):
+    measure_variance([stack], 'relu', gained=True, blocks=1, width=8, seeds=1)
 
 
 @pytest.mark.parametrize('norm, row', [('ngpt', 'ngpt'), ('resi_dual:layer', 'sp')])

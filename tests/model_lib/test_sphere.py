@@ -12,6 +12,7 @@ import pytest
 
 from data.device import DeviceFeed
 from model_lib import models
+from model_lib.errors import UserError
 from model_lib.models.gpt import GPT
 from model_lib.models.sphere import project
 from model_lib.training import loop
@@ -19,6 +20,7 @@ from model_lib.training import state as state_lib
 from model_lib.training.checkpoint import Checkpoints
 from model_lib.training.cohort import ModelSpec, OptimizerSpec
 from model_lib.training.metrics import MetricsFile
+from model_lib.training.population import Population
 from model_lib.training.tasks import NextToken
 from tests.model_lib import model_cases as cases
 from tests.model_lib.engine import Engine, members
@@ -107,9 +109,10 @@ def test_other_models_train_by_the_program_they_had(monkeypatch) -> None:
 @pytest.fixture(scope='module')
 def quickly_compiled():
   """Optimizing these programs takes most of the time, and they run for milliseconds."""
+  before = jax.config.read('jax_disable_most_optimizations')
   jax.config.update('jax_disable_most_optimizations', True)
   yield
-  jax.config.update('jax_disable_most_optimizations', False)
+  jax.config.update('jax_disable_most_optimizations', before)
 
 
 @pytest.fixture(scope='module')
@@ -172,6 +175,15 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(trained, tmp_path)
     metrics.close()
   jax.tree.map(np.testing.assert_array_equal, chunks[0], done.state)
   assert half.leaves(0) != done.leaves(0) != done.leaves(1)
+
+
+def test_a_weight_decay_is_refused(trained) -> None:
+  engine, runs, _ = trained
+  population = engine.population
+  decayed = dataclasses.replace(runs[0], hp={'learning_rate': 0.1, 'weight_decay': 0.01})
+  with pytest.raises(UserError, match='weight decay with ngpt'):
+    Population(dataclasses.replace(population.cohort, members=(decayed,)), population.model,
+               population.task, engine.arrays, 'map')
 
 
 @pytest.mark.slow

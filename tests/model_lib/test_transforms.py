@@ -17,6 +17,7 @@ from model_lib.transforms import (
   Map, NormSite, compare, convert, find_normalizations, fold_batch_norm, fold_gains, layer_to_rms,
   record, wiring)
 from model_lib.transforms import edits
+from model_lib.transforms.batch_stats import recalibrated
 from model_lib.transforms.convert import (
   centre_tree, fold_batch_tree, fold_frozen_tree, fold_gain_tree)
 from tests.model_lib import model_cases as cases
@@ -343,3 +344,14 @@ def test_recorded_norms() -> None:
   assert np.abs(y - z).max() > 0.1
   with pytest.raises(UserError, match="no layer 'blocks/norm_finale'.*blocks/norm_final"):
     record(model, variables, x, ['blocks/norm_finale'])
+
+
+@pytest.mark.parametrize('norm, message', [
+    ('pre:batch(stat_mode=ghost(2))', 'stat_mode=batch, not ghost'),
+    ('pre:renorm', 'is none of a batch norm')])
+def test_moments_of_the_population_are_refused_where_they_are_not_what_training_uses(norm, message):
+  network = models.build('mlp', widths=[4], norm=norm)
+  x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+  variables = network.init(jax.random.key(0), x, train=False)
+  with pytest.raises(UserError, match=message):
+    recalibrated(network, variables, x)
