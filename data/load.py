@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import pathlib
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from data import directories
 from data.errors import DataError
+from data.names import ARCHIVES, DATASETS, EMBEDDED, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,8 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     data_dir: default $ACTNORM_DATA_DIR, else ~/.cache/actnorm-lab/data.
 
   Raises:
-    DataError: not prepared (with the command that prepares it), or damaged.
+    DataError: an unknown name, one that is not prepared (with the command that prepares it), or
+      damaged data.
   """
   from data import builders
 
@@ -86,20 +87,23 @@ def prepared_directory(
   directory = builders.place(stdlib_text.directory_name() if name == 'pystdlib' else name, root)
   if not directory.is_dir():
     if name not in embedded:
-      raise DataError(_not_prepared(name, root, embedded))
+      raise DataError(_not_prepared(name, root))
     builders.write(embedded[name].read(), root)
   return directory
 
 
-def _not_prepared(name, root, embedded) -> str:
-  there = sorted({*embedded, *(p.parent.name for p in root.glob('*/1.0.0'))})
-  near = difflib.get_close_matches(name, there, n=2)
+def _not_prepared(name, root) -> str:
+  there = sorted({*EMBEDDED, *(p.parent.name for p in root.glob('*/1.0.0'))})
   base, _, variant = name.partition('-')
+  made = (*ARCHIVES, 'text')
+  if base not in made:
+    return (f'unknown data set {name!r}{nearest(name, {*there, *DATASETS})}; prepared are '
+            f'{", ".join(there)} (in {root}); python -m data.prepare makes {", ".join(made)} and '
+            'tfds:NAME')
   hint = f' --variant={variant}' if variant else ''
   return (f'dataset {name!r} is not prepared in {root} (there: {", ".join(there)}'
-          + (f'; nearest: {", ".join(map(repr, near))}' if near else '')
-          + f'); run: python -m data.prepare --dataset={base} --source=PATH{hint} '
-            f'--data_dir={root}')
+          f'{nearest(name, there)}); run: python -m data.prepare --dataset={base} '
+          f'--source=PATH{hint} --data_dir={root}')
 
 
 def window_tokens(dataset: Dataset, length: int) -> Dataset:

@@ -16,7 +16,6 @@ Nothing half-written is ever left in place.
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import pathlib
 import re
@@ -25,18 +24,11 @@ import sys
 import time
 
 from data import directories
+from data.command_line import Parser
 from data.errors import DataError
+from data.names import ARCHIVES, DATASETS, EMBEDDED, nearest
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_EMBEDDED = ('digits', 'pystdlib')
-_ARCHIVES = ('mnist', 'fashion_mnist', 'cifar10', 'cifar100')
-_DATASETS = (*_EMBEDDED, *_ARCHIVES, 'text')
-
-
-class _Parser(argparse.ArgumentParser):
-
-  def error(self, message):
-    raise DataError(f'{message}; see python -m data.prepare --help')
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,11 +52,11 @@ def _stop(number: int, frame: object) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-  parser = _Parser(
-      prog='python -m data.prepare', description=__doc__, allow_abbrev=False,
+  parser = Parser(
+      DataError, prog='python -m data.prepare', description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--dataset', required=True, metavar='NAME',
-                      help=f'one of {", ".join(_DATASETS)}, or tfds:NAME (needs TensorFlow)')
+                      help=f'one of {", ".join(DATASETS)}, or tfds:NAME (needs TensorFlow)')
   parser.add_argument('--source', type=pathlib.Path, metavar='PATH',
                       help='directory of the files; for CIFAR also the .tar.gz')
   parser.add_argument('--variant', default='', metavar='NAME',
@@ -77,13 +69,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
                       help='directory of encoder.json and vocab.bpe, for --tokenizer=gpt2')
   options = parser.parse_args(arguments)
   name = options.dataset
-  if name not in _DATASETS and not re.fullmatch(r'tfds:[A-Za-z][\w/:.+-]*', name):
-    near = difflib.get_close_matches(name, _DATASETS, n=2)
-    raise DataError(f'--dataset={name}: unknown; nearest: {", ".join(near)}' if near else
-                    f'--dataset={name}: unknown; known: {", ".join(_DATASETS)}, tfds:NAME')
+  if name not in DATASETS and not re.fullmatch(r'tfds:[A-Za-z][\w/:.+-]*', name):
+    near = nearest(name, DATASETS) or f'; known: {", ".join(DATASETS)}, tfds:NAME'
+    raise DataError(f'--dataset={name}: unknown{near}')
   if options.variant and not re.fullmatch(r'[a-z0-9][a-z0-9._-]*', options.variant):
     raise DataError(f'--variant={options.variant}: use lower-case letters, digits, and . _ -')
-  if name in _ARCHIVES or name == 'text':
+  if name in ARCHIVES or name == 'text':
     if options.source is None:
       raise DataError(f'--dataset={name} needs --source=PATH')
     if not options.source.exists():
@@ -118,7 +109,7 @@ def _read(options: argparse.Namespace):
   from data.official import OFFICIAL, deviations
 
   name, source = options.dataset, options.source
-  if name in _EMBEDDED:
+  if name in EMBEDDED:
     return {'digits': digits, 'pystdlib': stdlib_text}[name].read()
   full_name = f'{name}-{options.variant}' if options.variant else name
   if name == 'text':

@@ -2,10 +2,11 @@
 
   python -m launch.compare W1 W2 ... [--out=DIR] [--where=phase=fresh ...] [--metrics=test_loss,...]
 
-Rows of each results.csv are grouped by what a run *is* (phase, model, activation, learning
-rate ...) and averaged over what repeats it (seed, split, copy): mean with 95 % interval, number
-of runs, number of diverged ones. Below it stand the claims of each workdir, side by side, and
-where the configs differ. Prints Markdown; --out also writes compare.md and compare.tex.
+W1, W2 ... are workdirs, or records under experiments/results. The rows of results.csv are grouped
+by what a run *is* (phase, model, activation, learning rate ...) and averaged over what repeats it
+(seed, split, copy): mean with 95 % interval, number of runs, number of diverged ones. Below it
+stand the claims of each workdir, side by side, and where the configs differ. Prints Markdown;
+--out also writes compare.md and compare.tex.
 """
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ import argparse
 from pathlib import Path
 import re
 import sys
-from typing import Any, NoReturn, Sequence
+from typing import Any, Sequence
 
 import pandas as pd
 
+from data.command_line import Parser
 from launch.study import atomic
+from launch.study import records
 from launch.study import tables
 from launch.study.claims import read_claims
 from launch.study.workdir import Workdir
@@ -30,7 +33,7 @@ _COST = re.compile(r'_(ratio|us|ms|s|mib)$')
 
 
 class Run:
-  """A finished workdir: its label, config, results and claims.
+  """A finished workdir or its record: its label, config, results and claims.
 
   Raises:
     UserError: when it is no workdir, or has not finished.
@@ -41,7 +44,8 @@ class Run:
     if not workdir.config.is_file():
       raise UserError(f'{path} is no workdir: it has no config.json')
     state = workdir.read_status().get('state', 'done')
-    absent = [file.name for file in (workdir.results, workdir.claims) if not file.is_file()]
+    needed = (records.results_path(workdir), workdir.claims)
+    absent = [file.name for file in needed if not file.is_file()]
     if state != 'done' or absent:
       why = f'its status is {state}' if state != 'done' else f'it has no {absent[0]}'
       raise UserError(f'{path} has not finished: {why}; run its command again first')
@@ -49,7 +53,7 @@ class Run:
     self.label = workdir.path.name
     self.config = workdir.read_config()
     self.claims = read_claims(workdir.claims)
-    self.results = _read_results(workdir.results)
+    self.results = records.read_results(workdir)
 
   @property
   def study(self) -> str:
@@ -184,34 +188,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
 
 
-class _Parser(argparse.ArgumentParser):
-  """argparse whose mistakes end in one line, like all others."""
-
-  def error(self, message: str) -> NoReturn:
-    raise UserError(f'{message}; see --help')
-
-
 def _parser() -> argparse.ArgumentParser:
-  parser = _Parser(prog='python -m launch.compare', allow_abbrev=False,
-                   description='Puts finished runs of one study into one table.')
+  parser = Parser(UserError, prog='python -m launch.compare',
+                  description='Puts finished runs of one study into one table.')
   parser.add_argument('workdirs', nargs='+', metavar='WORKDIR', help='finished runs of one study')
   parser.add_argument('--out', metavar='DIR', help='write compare.md and compare.tex there')
   parser.add_argument('--where', action='append', default=[], metavar='COLUMN=VALUE',
                       help='only rows of results.csv with this value; may be repeated')
   parser.add_argument('--metrics', metavar='A,B', help='outcome columns of results.csv to show')
   return parser
-
-
-def _read_results(path: Path) -> pd.DataFrame:
-  with atomic.as_user_error(path, 'read'):
-    try:
-      frame = pd.read_csv(path)
-    except ValueError as error:  # pandas' parser errors are ValueErrors
-      raise UserError(f'{path} is damaged: {" ".join(str(error).split())}') from error
-  missing = [column for column in ('member', 'seed') if column not in frame]
-  if missing:
-    raise UserError(f'{path} is damaged: it has no column {missing[0]}')
-  return frame
 
 
 def _chosen_metrics(outcomes: Sequence[str], metrics: Sequence[str] | None) -> list[str]:

@@ -22,8 +22,8 @@ import json
 from pathlib import Path
 import re
 import sys
-from typing import NoReturn
 
+from data.command_line import Parser
 from launch.study import atomic
 from launch.study import tables
 from model_lib.errors import UserError
@@ -191,17 +191,10 @@ def _read(path: Path) -> str:
     return path.read_text(encoding='utf-8')
 
 
-class _Parser(argparse.ArgumentParser):
-  """argparse whose mistakes end in one line, like all others."""
-
-  def error(self, message: str) -> NoReturn:
-    raise UserError(f'{message}; see --help')
-
-
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
   """The command; exit status 0; 1 for a README that is not up to date; 2 after one line."""
-  parser = _Parser(prog='python -m launch.readme', allow_abbrev=False,
-                   formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
+  parser = Parser(UserError, prog='python -m launch.readme',
+                  formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
   parser.add_argument('--check', action='store_true', help='change nothing')
   try:
     options = parser.parse_args(argv)

@@ -24,8 +24,9 @@ import re
 import shutil
 import subprocess
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
+from data.command_line import Parser
 from launch import environment
 from launch.study import atomic
 from launch.study.records import Record
@@ -132,9 +133,9 @@ def contents(source: Workdir) -> dict[str, bytes]:
     value = neutral(atomic.read_json(path))
     files[path.name] = (json.dumps(value, indent=2, ensure_ascii=False) + '\n').encode()
   if len(rows) > PACK_FROM_BYTES:
-    files['results.csv.gz'] = gzip.compress(rows, mtime=0)
+    files[source.packed_results.name] = gzip.compress(rows, mtime=0)
   else:
-    files['results.csv'] = rows
+    files[source.results.name] = rows
   return files
 
 
@@ -176,17 +177,10 @@ def _replace(target: Path, new: Path) -> None:
   shutil.rmtree(old, ignore_errors=True)
 
 
-class _Parser(argparse.ArgumentParser):
-  """argparse whose mistakes end in one line, like all others."""
-
-  def error(self, message: str) -> NoReturn:
-    raise UserError(f'{message}; see --help')
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   """The command; returns the exit status: 0, or 2 after one line on stderr."""
-  parser = _Parser(prog='python -m launch.record', allow_abbrev=False,
-                   formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
+  parser = Parser(UserError, prog='python -m launch.record',
+                  formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
   parser.add_argument('workdir', metavar='WORKDIR', help='a finished run')
   parser.add_argument('--name', default='', metavar='NAME', help='name of the record')
   parser.add_argument('--allow_dirty', action='store_true',

@@ -16,8 +16,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from data.command_line import Parser
 from launch import environment
 from launch.benchmark import measure
 from launch.study import atomic
@@ -29,17 +30,10 @@ MIN_PAIRS = 10
 _CALLS_PER_PAIR = 20  # a pair of single calls lasts 10 ms, and 200 cost no time
 
 
-class _Parser(argparse.ArgumentParser):
-  """argparse whose mistakes end in one line."""
-
-  def error(self, message: str) -> NoReturn:
-    raise UserError(f'{message}; see --help')
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
   """The command line. Raises UserError for what it does not allow."""
-  parser = _Parser(prog='python -m launch.benchmark', allow_abbrev=False, description=__doc__,
-                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = Parser(UserError, prog='python -m launch.benchmark', description=__doc__,
+                  formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--parts', default=','.join(PARTS), metavar='A,B')
   parser.add_argument('--pairs', type=int, default=MIN_PAIRS, metavar='N',
                       help=f'interleaved pairs per ratio, at least {MIN_PAIRS}')

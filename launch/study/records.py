@@ -9,15 +9,20 @@ and the engine's decisions. A finished cohort is `checkpoints/<cohort>/finished.
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import resource
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.study import atomic
 from launch.study import config as config_lib
 from launch.study.workdir import Workdir
 from model_lib.errors import UserError
+
+if TYPE_CHECKING:
+  import pandas as pd
 
 FORMAT = 1
 TIMING_COLUMNS = ('step_us', 'pass_us', 'cost_ratio')
@@ -140,3 +145,30 @@ def write_results(workdir: Workdir, rows: Sequence[Mapping[str, Any]]) -> None:
   columns = [c for c in columns if c not in TIMING_COLUMNS] + [
       c for c in TIMING_COLUMNS if c in columns]
   workdir.write_csv(workdir.results, rows, columns)
+
+
+def results_path(workdir: Workdir) -> Path:
+  """results.csv, or its packed form in a large record."""
+  packed = workdir.packed_results
+  return packed if packed.is_file() and not workdir.results.is_file() else workdir.results
+
+
+def read_results(workdir: Workdir) -> pd.DataFrame:
+  """The rows of a workdir or of a record.
+
+  Raises:
+    UserError: they are missing, or damaged.
+  """
+  import pandas as pd
+
+  path = results_path(workdir)
+  with atomic.as_user_error(path, 'read'):
+    try:
+      frame = pd.read_csv(path)
+    # pandas' parser errors are ValueErrors; the others tell of a damaged .gz
+    except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+      raise UserError(f'{path} is damaged: {" ".join(str(error).split())}') from error
+  missing = [column for column in ('member', 'seed') if column not in frame]
+  if missing:
+    raise UserError(f'{path} is damaged: it has no column {missing[0]}')
+  return frame

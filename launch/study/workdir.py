@@ -59,6 +59,11 @@ class Workdir:
     return self.path / 'results.csv'
 
   @property
+  def packed_results(self) -> Path:
+    """What a large record has in place of results.csv."""
+    return self.path / 'results.csv.gz'
+
+  @property
   def claims(self) -> Path:
     return self.path / 'claims.json'
 

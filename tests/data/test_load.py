@@ -139,9 +139,22 @@ def test_not_prepared(tmp_path):
   with pytest.raises(DataError) as error:
     load('cifar10-jpeg57', tmp_path)
   message = str(error.value)
-  assert '\n' not in message and "nearest: 'cifar10-jpeg75'" in message
+  assert '\n' not in message and "nearest: cifar10-jpeg75)" in message
   assert ('python -m data.prepare --dataset=cifar10 --source=PATH --variant=jpeg57 '
           f'--data_dir={tmp_path}') in message
+
+
+@pytest.mark.parametrize('name, near', [
+  ('minst', '; nearest: mnist'), ('tfds-svhn', ''), ('digits-jpeg75', '; nearest: digits'),
+  ('shakespeare', '; nearest: text-shakespeare')])
+def test_a_name_that_nothing_makes(tmp_path, name, near):
+  builders.write(image_content('text-shakespeare', 10), tmp_path)
+  with pytest.raises(DataError) as error:
+    load(name, tmp_path)
+  assert str(error.value) == (
+    f'unknown data set {name!r}{near}; prepared are digits, pystdlib, text-shakespeare (in '
+    f'{tmp_path}); python -m data.prepare makes mnist, fashion_mnist, cifar10, cifar100, text and '
+    'tfds:NAME')
 
 
 @pytest.mark.parametrize('file, change', [

@@ -143,8 +143,10 @@ def test_gpt2_text(tmp_path, capsys):
 
 @pytest.mark.parametrize('arguments, part', [
   ([], 'required: --dataset'),
-  (['--dataset=mnist', '--bogus=1'], 'unrecognized arguments: --bogus=1'),
-  (['--dataset=mnist', '--varian=x'], 'unrecognized arguments: --varian=x'),
+  (['--datset=mnist', '--source=x'], 'unknown flag --datset; nearest: --dataset; see python -m '),
+  (['--dataset=mnist', '--qqqq=1'], 'unknown flag --qqqq; see python -m data.prepare --help'),
+  (['--dataset=mnist', '--varian=x'], 'unknown flag --varian; nearest: --variant'),
+  (['--dataset=mnist', '-source=x'], 'unknown flag -source; nearest: --source'),
   (['--dataset=cifar'], 'unknown; nearest: cifar10'),
   (['--dataset=zzzz'], 'unknown; known: digits'),
   (['--dataset=mnist'], 'needs --source=PATH'),

@@ -84,7 +84,7 @@ def test_children_have_no_compilation_cache(monkeypatch):
   (['--parts='], '--parts: none is no part'),
   (['--pairs=9'], 'at least 10 pairs'),
   (['--pairs=many'], 'invalid int value'),
-  (['--quick'], 'unrecognized arguments'),
+  (['--quikstart=x'], 'unknown flag --quikstart; nearest: --quickstart;'),
 ])
 def test_mistakes_are_one_line(argv, message, capsys):
   assert command.main(argv) == 2

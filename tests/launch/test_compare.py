@@ -1,6 +1,8 @@
 """`python -m launch.compare` on small workdirs written by hand."""
 from __future__ import annotations
 
+import gzip
+
 import pandas as pd
 import pytest
 
@@ -67,6 +69,25 @@ def test_where_and_metrics_narrow_the_table(tmp_path):
   assert 'test_loss' not in [column.key for column in table.columns]
 
 
+def test_a_record_with_packed_rows_is_read_as_well(tmp_path, capsys):
+  """As launch.record keeps them above 1 MB; results.csv is taken where both are."""
+  path = _workdir(tmp_path / 'w')
+  assert compare.main([path]) == 0
+  expected = capsys.readouterr().out
+  rows = (tmp_path / 'w' / 'results.csv').read_bytes()
+  packed = tmp_path / 'w' / 'results.csv.gz'
+  packed.write_bytes(b'of another day')
+  assert compare.main([path]) == 0 and capsys.readouterr().out == expected
+  (tmp_path / 'w' / 'results.csv').unlink()
+  packed.write_bytes(gzip.compress(rows))
+  assert compare.main([path]) == 0 and capsys.readouterr().out == expected
+  for damaged in (b'no gzip', packed.read_bytes()[:40], packed.read_bytes()[:30] + b'x' * 40):
+    packed.write_bytes(damaged)
+    assert compare.main([path]) == 2
+    error = capsys.readouterr().err
+    assert 'results.csv.gz is damaged' in error and error.count('\n') == 1
+
+
 def test_claims_stand_side_by_side(tmp_path):
   first = _workdir(tmp_path / 'w1')
   second = _workdir(tmp_path / 'w2', verdict=claims.Outcome('not reproduced', 0.5, None, 8))
@@ -115,7 +136,7 @@ def test_what_cannot_be_compared_ends_in_one_line(tmp_path, capsys, change, mess
 
 
 @pytest.mark.parametrize('arguments, message', [
-    ([], 'required: WORKDIR'), (['{w}', '--wat'], 'unrecognized'), (['{w}', '{w}'], 'given twice'),
+    ([], 'required: WORKDIR'), (['{w}', '--wat'], 'unknown flag --wat; see'), (['--otu=x'], 'nearest: --out;'), (['{w}', '{w}'], 'given twice'),
     (['{w}', '--where=phase'], '--where=column=value'),
     (['{w}', '--where=pase=x'], 'no column pase'),
     (['{w}', '--where=phase=x'], 'no row'), (['{w}', '--metrics=loss'], 'no outcome loss'),

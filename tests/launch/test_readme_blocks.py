@@ -127,6 +127,14 @@ def test_a_wrong_block_is_one_line(tmp_path, capsys, text, message):
   assert main(['--check'], tmp_path) == 2 and capsys.readouterr().err.count('\n') == 1
 
 
+def test_a_mistyped_flag_is_one_line(tmp_path, capsys):
+  (tmp_path / 'README.md').write_text(page())
+  assert main(['--chek'], tmp_path) == 2
+  assert capsys.readouterr().err == (
+    'launch.readme: unknown flag --chek; nearest: --check; see python -m launch.readme --help\n')
+  assert (tmp_path / 'README.md').read_text() == page()
+
+
 def test_a_damaged_record_is_one_line(tmp_path):
   write_record(tmp_path, 'cpu')
   (tmp_path / 'experiments/results/s/cpu/environment.json').write_text('[')

@@ -159,7 +159,7 @@ def test_an_unfinished_run_is_one_line(workdir, capsys, state):
 
 
 @pytest.mark.parametrize('arguments, message', [
-  (['/nowhere'], '/nowhere is no workdir'), ([], 'WORKDIR'), (['a', '--nam=x'], '--nam=x'),
+  (['/nowhere'], '/nowhere is no workdir'), ([], 'WORKDIR'), (['--nam=x'], 'unknown flag --nam; nearest: --name;'),
   (['WORKDIR', '--name=../up'], '--name=../up')])
 def test_a_mistake_is_one_line(workdir, capsys, arguments, message):
   arguments = [str(workdir.path) if a == 'WORKDIR' else a for a in arguments]

@@ -304,6 +304,7 @@ def test_paths_are_the_documented_ones(workdir):
   names = {
       'config': 'config.json', 'environment': 'environment.json', 'status': 'status.json',
       'metrics': 'metrics.jsonl', 'timing': 'timing.jsonl', 'results': 'results.csv',
+      'packed_results': 'results.csv.gz',
       'claims': 'claims.json', 'table_md': 'table.md', 'table_tex': 'table.tex',
       'figures': 'figures', 'checkpoints': 'checkpoints', 'tensorboard': 'tensorboard'}
   assert {name: getattr(workdir, name).name for name in names} == names
