@@ -136,9 +136,14 @@ def check_editable(study_file: str | os.PathLike[str]) -> None:
     study_file: the launch file, CHECKOUT/experiments/NAME.py.
 
   Raises:
-    UserError: the first package that resolves elsewhere or nowhere, and where.
+    UserError: the file was started by its path, which puts its own directory in front of the
+      checkout; or the first package that resolves elsewhere or nowhere, and where.
   """
   root = Path(study_file).resolve().parents[1]
+  program = sys.modules['__main__']
+  if program.__spec__ is None and getattr(program, '__file__', None) == study_file:
+    module = '.'.join(Path(study_file).resolve().relative_to(root).with_suffix('').parts)
+    raise UserError(f'run `python -m {module}` from {root}')
   cure = f'run from {root}, or install it with: pip install -e {root}'
   for name in TOP_LEVEL:
     spec = importlib.util.find_spec(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import re
 import sys
@@ -114,7 +115,10 @@ def parse(
   """
   defaults = config_type()
   if _HELP.intersection(argv[1:]):
-    _print_help(study_name, config_type, presets, default_preset)
+    preset = _named_preset(argv, default_preset)
+    _check_preset(preset, study_name, presets)
+    _print_help(study_name, preset, config_lib.apply_preset(defaults, presets[preset]), presets,
+                default_preset)
     raise SystemExit(0)
 
   values = flags.FlagValues()
@@ -143,10 +147,7 @@ def parse(
     raise UserError(f'unexpected argument {rest[1]!r}; flags are written --name=value')
 
   preset = values['preset'].value
-  if preset not in presets:
-    raise UserError(
-        f'--preset={preset}: {study_name} has the presets {", ".join(presets)}'
-        f'{spec.nearest(preset, presets)}')
+  _check_preset(preset, study_name, presets)
   given = {
       path: _from_text(leaves[path], value)
       for path, value in values['config'].override_values.items()
@@ -162,6 +163,23 @@ def parse(
       preset_given=bool(values['preset'].present),
       overrides=tuple(given),
   )
+
+
+def _named_preset(argv: Sequence[str], default: str) -> str:
+  """The preset on a command line that asks for help, whatever else is wrong with it."""
+  found = default
+  for arg, after in zip(argv, [*argv[1:], default]):
+    name, separator, value = arg.partition('=')
+    if name in ('--preset', '-preset'):
+      found = value if separator else after
+  return found
+
+
+def _check_preset(preset: str, study_name: str, presets: Mapping[str, Mapping[str, Any]]) -> None:
+  if preset not in presets:
+    raise UserError(
+        f'--preset={preset}: {study_name} has the presets {", ".join(presets)}'
+        f'{spec.nearest(preset, presets)}')
 
 
 def _mutable(config: Any, leaves: Mapping[str, config_lib.Leaf]) -> config_dict.ConfigDict:
@@ -239,12 +257,15 @@ def _one_line(error: Exception) -> str:
 
 def _print_help(
     study_name: str,
-    config_type: type,
+    preset: str,
+    config: Any,
     presets: Mapping[str, Mapping[str, Any]],
     default_preset: str,
 ) -> None:
-  module = sys.modules.get(config_type.__module__)
-  lines = [inspect.cleandoc(module.__doc__ or '') if module else '', '', f'flags of {study_name}:']
+  """Prints the flags, those of the config with the values that they have in the preset."""
+  module = sys.modules.get(type(config).__module__)
+  lines = [inspect.cleandoc(module.__doc__ or '') if module else '', '',
+           f'flags of {study_name}, with the values of --preset={preset}:']
 
   def entry(flag: str, text: str) -> None:
     lines.append(f'  {flag}')
@@ -255,10 +276,11 @@ def _print_help(
   entry('--list', 'Print the runs of the preset with their number, parameters and cost.')
   entry('--dry_run', 'Print the resolved config with the estimated memory and time; write nothing.')
   entry('--extend', 'Add the new seeds or arms to an old workdir; its rows keep their bits.')
-  for leaf in config_lib.leaves(config_type):
-    default = ','.join(map(str, leaf.default)) if leaf.is_list else leaf.default
+  for leaf in config_lib.leaves(type(config)):
+    value = functools.reduce(getattr, leaf.path.split('.'), config)
+    shown = ','.join(map(str, value)) if leaf.is_list else value
     text = leaf.metadata.get('help', '')
     if 'choices' in leaf.metadata:
       text += f' One of {", ".join(map(str, leaf.metadata["choices"]))}.'
-    entry(f'--config.{leaf.path}={default}', text.strip())
+    entry(f'--config.{leaf.path}={shown}', text.strip())
   print('\n'.join(lines).strip())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import numbers
 import os
 from typing import Any
 
@@ -75,13 +76,20 @@ def load_run(workdir: str | os.PathLike[str], member: int) -> tuple[Any, dict, d
       standard deviation that inputs are standardized with.
 
   Raises:
-    UserError: no such member, one for which nothing was trained, or damaged files.
+    UserError: no such member, one for which nothing was trained, a directory that keeps no
+      networks, or damaged files.
   """
   import jax
 
+  if not isinstance(member, numbers.Integral) or isinstance(member, bool):
+    raise UserError(f'member must be an integer, the number of a row of results.csv; got '
+                    f'{member!r}')
   directory = Workdir(workdir)
   record = records.Record.read(directory)
   finished = records.all_finished(directory)
+  if not finished and directory.read_status().get('state') == 'done':
+    raise UserError(f'{directory.path}: there are no checkpoints here (a record keeps no '
+                    'networks); run the study in a workdir')
   for cohort in finished:
     place = member - cohort['first_member']
     if 0 <= place < len(cohort['rows']):

@@ -70,6 +70,8 @@ def _main(study: Study, argv: list[str], preemption: Preemption) -> int:
       print(shown.show(workdir))
       return EXIT_DONE
     record.configs[-1]['io'] = config['io']
+  elif parsed.extend:  # A directory without config.json has not begun: there is nothing to add to.
+    raise UserError(f'{parsed.workdir} holds no run to extend; drop --extend to start one')
   return _run(study, parsed.config, workdir, record, seen, parsed.preset, preemption)
 
 

@@ -92,7 +92,8 @@ def check_change(old: Mapping[str, Any], new: Mapping[str, Any], extend: bool,
     path = line.split(':', 1)[0]
     before, after = _at(old, path), _at(new, path)
     if path not in extendable:
-      allowed = ', '.join(extendable) or 'nothing'
+      allowed = ', '.join(extendable) or (
+          'nothing: this study names no fields that --extend may enlarge (Study(extendable=...))')
       raise UserError(f'{workdir}: --extend cannot change {line}; it may enlarge {allowed}')
     larger = (after[:len(before)] == before if isinstance(before, list) else after > before)
     if not larger:

@@ -152,6 +152,15 @@ def test_foreign_package_is_refused(tmp_path, name):
   assert f'comes from {tmp_path}' in line and f'pip install -e {ROOT}' in line
 
 
+def test_a_study_started_by_its_path_is_told_its_module():
+  path = Path('experiments') / 'gallery.py'
+  done = subprocess.run(
+      [sys.executable, str(path), '--list'], cwd=ROOT, capture_output=True, text=True,
+      env=os.environ | {'PYTHONPATH': str(ROOT)}, check=False)
+  assert (done.returncode, done.stdout) == (2, '')
+  assert done.stderr == f'gallery: run `python -m experiments.gallery` from {ROOT}\n'
+
+
 def test_missing_package_is_refused(monkeypatch):
   monkeypatch.setattr(environment, 'TOP_LEVEL', ('launch', 'no_such_package'))
   with pytest.raises(UserError, match='no_such_package'):

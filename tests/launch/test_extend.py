@@ -2,10 +2,17 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 import re
+import sys
 
 import pytest
 
+from experiments.activation_search import STUDY
+from launch.preemption import Preemption
+from launch.study import config as config_lib
+from launch.study import records
+from model_lib.errors import UserError
 from tests.launch import study_runs
 from tests.launch.study_runs import LAST
 
@@ -95,6 +102,32 @@ def test_killed_before_it_began(reference, tmp_path):
   assert study_runs.status(workdir)['state'] == 'running'
   study_runs.run(workdir, **SEEDS)
   assert len(added(workdir, reference)) == 4  # ReLU, its copy, the identity, CRReLU
+
+
+@pytest.mark.parametrize('exists', [False, True])
+def test_there_is_nothing_to_extend(tmp_path, exists):
+  """A mistyped directory, or one in which nothing has begun, starts no study of its own."""
+  workdir = tmp_path / 'new'
+  if exists:
+    workdir.mkdir()
+    (workdir / 'lock').write_text('')  # of a first start that was killed at once
+  before = list(tmp_path.rglob('*'))
+  with pytest.raises(UserError) as refused:
+    sys.modules['launch.study.main']._main(  # the package's `main` is the function
+      STUDY, ['study', f'--workdir={workdir}', '--preset=smoke', '--extend'], Preemption())
+  assert str(refused.value) == (
+    f'{workdir} holds no run to extend; drop --extend to start one')
+  assert list(tmp_path.rglob('*')) == before
+
+
+def test_a_study_that_allows_no_extension_says_so():
+  old = config_lib.to_dict(STUDY.config())
+  new = {**old, 'splits': 6}
+  with pytest.raises(UserError, match='splits: 5 -> 6; it may enlarge mlp.activations, vit.act'):
+    records.check_change(old, new, True, STUDY.extendable, Path('w'))
+  with pytest.raises(UserError, match=r'it may enlarge nothing: this study names no fields that '
+                                      r'--extend may enlarge \(Study\(extendable=...\)\)$'):
+    records.check_change(old, new, True, (), Path('w'))
 
 
 NO_EXTENSIONS = (

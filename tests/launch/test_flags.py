@@ -178,6 +178,21 @@ def test_help(flag, capsys):
   assert 'One of auto, map, vmap.' in text
 
 
+@pytest.mark.parametrize('arguments, seeds, decay', [
+    ([], '0,1,2', '0.1'), (['--preset=smoke'], '0', '0.0'), (['-preset', 'smoke'], '0', '0.0'),
+    (['--preset=smoke', '--preset', 'gpu'], '0,1,2,3,4,5,6,7', '0.1')])
+def test_help_has_the_values_of_the_preset(arguments, seeds, decay, capsys):
+  with pytest.raises(SystemExit):
+    parse(*arguments, '--help')
+  text = capsys.readouterr().out
+  assert f'--config.comparison.seeds={seeds}\n' in text
+  assert f'--config.comparison.decay={decay}\n' in text
+  preset = arguments[-1].removeprefix('--preset=') if arguments else 'cpu'
+  assert f'flags of study, with the values of --preset={preset}:\n' in text
+  with pytest.raises(UserError, match="--preset=cpuu: .*nearest: 'cpu'"):
+    parse('--preset=cpuu', '--help')
+
+
 def test_start_up_is_light():
   code = (
       'import sys, launch.study.flags, launch.study.workdir, launch.environment, '

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from launch.study import load_run
+from launch.study.records import Record
+from launch.study.workdir import Workdir
 from model_lib.errors import UserError
 from tests.launch import study_runs
 from tests.launch.study_runs import COHORTS, LAST, STEPS, Start
@@ -206,6 +208,17 @@ def test_a_loaded_run_has_the_loss_of_its_row(reference):
         'activation': row['activation']}
 
 
+def test_loading_where_no_networks_are_kept(tmp_path):
+  """A finished workdir whose checkpoints were removed, as in a record; one that has just begun."""
+  workdir = Workdir(tmp_path)
+  Record('activation_search', 'cpu', [{}]).write(workdir)
+  for state, said in (('running', 'no cohort is finished yet'),
+                      ('done', r'there are no checkpoints here \(a record keeps no networks\)')):
+    workdir.write_status(state)
+    with pytest.raises(UserError, match=said):
+      load_run(tmp_path, 0)
+
+
 def test_loading_what_is_not_there(reference, interrupted, tmp_path):
   with pytest.raises(UserError, match=r'no finished member 99; finished are 0 to \d+$'):
     load_run(reference.workdir, 99)
@@ -214,6 +227,10 @@ def test_loading_what_is_not_there(reference, interrupted, tmp_path):
     load_run(interrupted, last)
   with pytest.raises(UserError) as none:
     load_run(tmp_path / 'none', 0)
+  for member in ('0', 1.0, True, None):
+    with pytest.raises(UserError, match='member must be an integer, the number of a row of resul'):
+      load_run(reference.workdir, member)
+  load_run(reference.workdir, np.int64(0))
   workdir = study_runs.copy(reference.workdir, tmp_path / 'run')
   shutil.rmtree(workdir / 'checkpoints' / LAST / 'final' / 'position')
   with pytest.raises(UserError) as damaged:
