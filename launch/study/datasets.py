@@ -26,6 +26,7 @@ from model_lib.training.tasks import Classification, NextToken
 
 STREAM_FROM_BYTES = 2**30
 STREAM_BLOCK_BYTES = 256 * 2**20
+_KINDS = {'images': 'images', 'tokens': 'text'}  # in words
 _LABEL_TABLES = 7  # keeps the label permutations' random numbers apart from the splits'
 
 
@@ -66,10 +67,14 @@ class StudyData:
 
     Raises:
       DataError: not prepared, or damaged.
+      UserError: text where the study reads images, or the other way round.
     """
     self.request = request
     self.data_dir = data_dir or None
     dataset = load_dataset(request.dataset, self.data_dir)
+    if dataset.kind != request.kind:
+      raise UserError(f'config.dataset: {dataset.name} is {_KINDS[dataset.kind]}; this study takes '
+                      f'{_KINDS[request.kind]}')
     if dataset.kind == 'tokens':
       dataset = window_tokens(dataset, request.window)
     self.dataset: Dataset = dataset
@@ -104,17 +109,30 @@ class StudyData:
     spec = self.complete(spec)
     return models.build(spec.name, **spec.arguments)
 
+  def check(self, cohort: Cohort) -> None:
+    """Checks that the data can serve a cohort.
+
+    Raises:
+      UserError: there is no such model, a member asks for a split that the study does not make, or
+        a batch is larger than the training split.
+    """
+    self.build(cohort.model)
+    for member in cohort.members:
+      if not 0 <= member.split < len(self.splits):
+        raise UserError(f'cohort {cohort.name}: split {member.split} of {len(self.splits)}')
+      examples = len(self.splits[member.split].train)
+      if cohort.batch_size > examples:
+        raise UserError(f'cohort {cohort.name}: a batch of {cohort.batch_size} is larger than the '
+                        f'training split of {self.dataset.name}, {examples} examples')
+
   def prepare(self, cohort: Cohort, feed: str) -> Prepared:
     """What the cohort reads; `feed` is 'device', 'stream' or 'auto' (by the size of the data).
 
     Raises:
-      UserError: a member asks for a split that the study does not make, or text
-        for a stream of images.
+      UserError: as `check`, or text for a stream of images.
     """
+    self.check(cohort)
     data = self.dataset
-    for member in cohort.members:
-      if not 0 <= member.split < len(self.splits):
-        raise UserError(f'cohort {cohort.name}: split {member.split} of {len(self.splits)}')
     pairs = list(dict.fromkeys((m.data_seed, m.split) for m in cohort.members))
     rows = {pair: i for i, pair in enumerate(pairs)}
     order = BatchOrder([(seed, self.splits[split].train) for seed, split in pairs],

@@ -6,6 +6,8 @@ rows are all alike; the lines say so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+import itertools
 import json
 import math
 
@@ -15,6 +17,7 @@ import pandas as pd
 from launch.study import config as config_lib
 from launch.study import datasets
 from launch.study import tables
+from launch.study.asked import check_distinct
 from launch.study.study import Measurement, Study
 from model_lib.training import planning
 from model_lib.training import timing
@@ -48,17 +51,22 @@ _START_S = 6.0
 _CALL_MEMORY = 2.3
 
 
-def expected_cohorts(study: Study, config) -> list[Cohort | Measurement]:
-  """All that is computed, later cohorts as if every earlier run had the same result."""
+def expected_cohorts(study: Study, config) -> list[Sequence[Cohort | Measurement]]:
+  """All that is asked for, each time as if every earlier run had the same result.
+
+  Raises:
+    UserError: two runs are the same; see `check_distinct`.
+  """
   generator = study.cohorts(config)
-  found: list[Cohort | Measurement] = []
+  found: list[Sequence[Cohort | Measurement]] = []
   answer = None
   while True:
     try:
       asked = list(generator.send(answer))
     except StopIteration:
       return found
-    found += asked
+    check_distinct(config, asked)
+    found.append(asked)
     answer = pd.DataFrame([
         {**m.tags, 'run': c.name, 'steps': c.steps, 'diverged_step': -1,
          **{f'{s}_{k}': 0.0 for s in ('train', 'val', 'test') for k in ('loss', 'accuracy')}}
@@ -98,7 +106,8 @@ def _table(study: Study, config) -> tables.Table:
   data = datasets.load(study.data(config), config.io.data_dir)
   rows, total, peak, trains = [], _START_S, 0.0, False
   data_mib = data.dataset.inputs.nbytes / 2**20 if data else 0.0
-  for cohort in expected_cohorts(study, config):
+  lists = expected_cohorts(study, config)
+  for cohort in itertools.chain.from_iterable(lists):
     if isinstance(cohort, Measurement):
       rows.append({'cohort': cohort.name, 'model': 'no training', 'seconds': cohort.seconds})
       total += cohort.seconds
@@ -111,6 +120,14 @@ def _table(study: Study, config) -> tables.Table:
                  'steps': cohort.steps, 'parameters': parameters, 'mib': mib,
                  'seconds': seconds})
     total, peak = total + seconds, max(peak, mib)
+  notes = [f'About {total / 60:.1f} minutes on two CPU cores.']
+  if trains:
+    notes = [f'{sum(r.get("runs", 0) for r in rows)} runs, about {total / 60:.1f} minutes on two '
+             f'CPU cores, at most about {peak:.0f} MiB of data and state at a time.']
+  if sum(any(isinstance(c, Cohort) for c in asked) for asked in lists) > 1:
+    notes.append('Cohorts that depend on earlier results are shown as if all earlier results were '
+                 'equal; runs that other results ask for (such as a wider range of learning '
+                 'rates) come on top.')
   column = tables.Column
   return tables.Table(
       f'{study.name} on {data.dataset.name}' if data else study.name,
@@ -120,11 +137,7 @@ def _table(study: Study, config) -> tables.Table:
        column('parameters', 'parameters', format=tables.integer()),
        column('mib', 'memory', 'MiB, estimate', format=tables.fixed(0)),
        column('seconds', 'time', 's, estimate', format=tables.fixed(0))),
-      rows,
-      [f'{sum(r.get("runs", 0) for r in rows)} runs, about {total / 60:.1f} minutes on two CPU '
-       f'cores, at most about {peak:.0f} MiB of data and state at a time.',
-       'Cohorts that depend on earlier results are shown as if all earlier results were equal.'
-       ] if trains else [f'About {total / 60:.1f} minutes on two CPU cores.'])
+      rows, notes)
 
 
 def runs(study: Study, parsed) -> str:

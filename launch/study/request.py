@@ -15,6 +15,7 @@ class DataRequest:
     seed: of the splits and of the label permutations.
     eval_batch: examples per evaluation batch.
     window: tokens per example, for text.
+    kind: what the study's models read, 'images' or 'tokens' (text).
   """
 
   dataset: str
@@ -22,3 +23,8 @@ class DataRequest:
   seed: int = 0
   eval_batch: int = 512
   window: int = 128
+  kind: str = 'images'
+
+  def __post_init__(self):
+    if self.kind not in ('images', 'tokens'):
+      raise ValueError(f"kind must be 'images' or 'tokens', got {self.kind!r}")

@@ -20,6 +20,7 @@ from launch.preemption import Preemption
 from launch.study import config as config_lib
 from launch.study import datasets
 from launch.study import records
+from launch.study.asked import check_distinct
 from launch.study.cohort_runner import CohortRunner
 from launch.study.load import load_cohort
 from launch.study.progress import say
@@ -61,6 +62,7 @@ class Runner:
     for number, values in enumerate(self.record.configs):
       config = config_lib.from_dict(self.study.config, values)
       self._config_number = number
+      earlier: set[str] = set()  # what this config has asked for before
       generator = self.study.cohorts(config)
       answer = None
       while True:
@@ -68,6 +70,8 @@ class Runner:
           asked = generator.send(answer)
         except StopIteration:
           break
+        check_distinct(config, asked, earlier)
+        earlier |= {identity(m) for c in asked if isinstance(c, Cohort) for m in c.members}
         answer = self._answer(asked)
     # Again, as a kill between a cohort's record and its rows would leave them out for ever.
     records.write_results(self.workdir, self.rows)
@@ -82,7 +86,7 @@ class Runner:
       cohort = self._remaining(cohort)
       if cohort is None:
         continue
-      self._check(cohort)
+      self._check_name(cohort.name)
       finished = records.read_finished(self.workdir, cohort.name)
       is_new = finished is None
       if is_new:
@@ -116,17 +120,8 @@ class Runner:
     name = cohort.name if number == 0 else f'{cohort.name}+{number}'
     return dataclasses.replace(cohort, name=name, members=members)
 
-  def _check(self, cohort: Cohort) -> None:
-    """A study's mistakes in naming, which would lose rows."""
-    self._check_name(cohort.name)
-    identities = [identity(m) for m in cohort.members]
-    seen = set(self._by_identity)
-    for tags in identities:
-      if tags in seen:
-        raise ValueError(f'cohort {cohort.name}: two runs have the tags {tags}')
-      seen.add(tags)
-
   def _check_name(self, name: str) -> None:
+    """A study's mistakes in naming, which would lose rows."""
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._+-]*', name):
       raise ValueError(f'{name!r} is no name for a cohort: letters, digits, . _ + -')
     if name in self._names:

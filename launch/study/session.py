@@ -10,6 +10,7 @@ from launch.preemption import Preemption
 from launch.study import config as config_lib
 from launch.study import datasets
 from launch.study import finish
+from launch.study.asked import check_distinct
 from launch.study.progress import say
 from launch.study.records import Record
 from launch.study.runner import Runner
@@ -48,10 +49,12 @@ def open_data(study: Study, config, record: Record | None,
         f'{workdir.path} was begun with other data: {record.data["name"]} had sha256 '
         f'{record.data["sha256"][:12]}..., now {data.dataset.sha256[:12]}...; '
         'bring the data back, or name another --workdir')
-  # A study without a check of its own finds its misspelt models here.
-  for asked in next(study.cohorts(config), ()):
-    if isinstance(asked, Cohort):
-      data.build(asked.model)
+  # A study without a check of its own finds its misspelt models and repeated arms here.
+  asked = next(study.cohorts(config), ())
+  check_distinct(config, asked)
+  for cohort in asked:
+    if isinstance(cohort, Cohort):
+      data.check(cohort)
   return data
 
 

@@ -136,7 +136,9 @@ def test_what_cannot_be_compared_ends_in_one_line(tmp_path, capsys, change, mess
 
 
 @pytest.mark.parametrize('arguments, message', [
-    ([], 'required: WORKDIR'), (['{w}', '--wat'], 'unknown flag --wat; see'), (['--otu=x'], 'nearest: --out;'), (['{w}', '{w}'], 'given twice'),
+    ([], 'required: WORKDIR'),
+    (['{w}', '--wat'], 'unknown flag --wat; see'), (['--otu=x'], 'nearest: --out;'),
+    (['{w}', '{w}'], 'given twice'),
     (['{w}', '--where=phase'], '--where=column=value'),
     (['{w}', '--where=pase=x'], 'no column pase'),
     (['{w}', '--where=phase=x'], 'no row'), (['{w}', '--metrics=loss'], 'no outcome loss'),

@@ -189,6 +189,23 @@ def test_a_split_that_is_not_made(study):
     study.prepare(wrong, 'device')
 
 
+def test_a_batch_that_the_training_split_does_not_hold(study):
+  examples = len(study.splits[0].train)
+  study.check(dataclasses.replace(COHORT, batch_size=examples))
+  with pytest.raises(UserError, match=f'cohort arms: a batch of {examples + 1} is larger than the '
+                                      f'training split of blurred, {examples} examples$'):
+    study.prepare(dataclasses.replace(COHORT, batch_size=examples + 1), 'device')
+
+
+def test_data_of_the_other_kind(study, data_dir):
+  with pytest.raises(UserError, match='config.dataset: pystdlib is text; this study takes images$'):
+    datasets.StudyData(DataRequest('pystdlib'), str(data_dir))
+  with pytest.raises(UserError, match='config.dataset: blurred is images; this study takes text$'):
+    datasets.StudyData(DataRequest('blurred', kind='tokens'), study.data_dir)
+  with pytest.raises(ValueError, match="kind must be 'images' or 'tokens', got 'text'"):
+    DataRequest('pystdlib', kind='text')
+
+
 def test_the_data_decides_the_outputs(study):
   assert study.build(MODEL).num_classes == 4
   assert study.build(ModelSpec('mlp', {'num_classes': 7})).num_classes == 7
@@ -196,7 +213,7 @@ def test_the_data_decides_the_outputs(study):
 
 def test_text(data_dir, tmp_path):
   """A small language model learns more of the standard library than how frequent its bytes are."""
-  study = datasets.StudyData(DataRequest('pystdlib', window=32), str(data_dir))
+  study = datasets.StudyData(DataRequest('pystdlib', window=32, kind='tokens'), str(data_dir))
   model = ModelSpec('gpt', {'dim': 32, 'depth': 1, 'heads': 2, 'mlp_ratio': 2})
   runs = (member(0, split=0, hp={'learning_rate': 1e-2}),
           member(0, split=0, hp={'learning_rate': 0.0}))

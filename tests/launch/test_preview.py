@@ -1,6 +1,7 @@
 """--list and --dry_run: which runs, how many parameters, and about how long."""
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -43,13 +44,22 @@ def test_the_list_has_every_cohort_with_its_runs():
   rows = listed(text)
   assert {name: row['runs'] for name, row in rows.items()} == SMOKE
   expected = preview.expected_cohorts(STUDY, parse().config)
-  assert {c.name: len(c.members) for c in expected} == SMOKE
+  assert [[c.name for c in asked] for asked in expected] == [list(SMOKE)[:2], list(SMOKE)[2:]]
+  assert {c.name: len(c.members) for asked in expected for c in asked} == SMOKE
   assert {row['steps'] for row in rows.values()} == {60}
   assert text.startswith('activation_search on digits\n')
   assert f'\n{sum(SMOKE.values())} runs, about ' in text
+  assert len([line for line in text.splitlines() if line.endswith(' come on top.')]) == 1
   # An activation with a parameter has one per layer.
   assert {name: row['parameters'] for name, row in rows.items()} == {
       name: PARAMETERS + 2 * name.endswith('crrelu') for name in SMOKE}
+
+
+def test_a_study_that_asks_once_has_nothing_on_top():
+  def once(config):
+    yield next(STUDY.cohorts(config))
+  text = preview.runs(dataclasses.replace(STUDY, cohorts=once), parse())
+  assert list(listed(text)) == list(SMOKE)[:2] and 'earlier results' not in text
 
 
 def test_the_dry_run_is_the_config_and_the_same_table(tmp_path):

@@ -159,7 +159,8 @@ def test_an_unfinished_run_is_one_line(workdir, capsys, state):
 
 
 @pytest.mark.parametrize('arguments, message', [
-  (['/nowhere'], '/nowhere is no workdir'), ([], 'WORKDIR'), (['--nam=x'], 'unknown flag --nam; nearest: --name;'),
+  (['/nowhere'], '/nowhere is no workdir'), ([], 'WORKDIR'),
+  (['--nam=x'], 'unknown flag --nam; nearest: --name;'),
   (['WORKDIR', '--name=../up'], '--name=../up')])
 def test_a_mistake_is_one_line(workdir, capsys, arguments, message):
   arguments = [str(workdir.path) if a == 'WORKDIR' else a for a in arguments]

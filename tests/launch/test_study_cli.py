@@ -97,7 +97,8 @@ def test_unknown_names_and_previews_write_nothing(reference, tmp_path):
       functools.partial(start, code=2, dataset='digit'),
       functools.partial(start, '--list'), functools.partial(start, '--dry_run'))
   assert not workdir.exists()
-  assert "'gelu'" in activation.line and "unknown data set 'digit'; nearest: digits;" in dataset.line
+  assert "'gelu'" in activation.line
+  assert "unknown data set 'digit'; nearest: digits;" in dataset.line
   for done in (listed, resolved):
     assert not done.err and '1210' in done.out  # parameters: 64 * 16 + 16 + 16 * 10 + 10
     assert all(cohort in done.out for cohort in COHORTS)
