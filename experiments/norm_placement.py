@@ -20,7 +20,7 @@ block less) and a network without any norm, which the comparison must tell from 
 pre/pre with other seeds, which it must not. The gradient of the stem is measured over that of
 the median block, before the first step and after the last.
 
-Cost of cpu: COST on two CPU cores. To expect on CIFAR-10 (JPEG): the base
+Cost of cpu: 66 runs in 25 minutes on two CPU cores, 1.5 GB. To expect on CIFAR-10 (JPEG): the base
 rule holds by 7 points, and no claim about accuracy can be tested, since three seeds do not tell the
 network of one block less from pre/pre (-0.3 points [-1.9, 1.4]) and tell other seeds from it (0.8
 [0.3, 1.2]); the plain stem's gradient is twice the median block's, the dual stem's 84 times before
