@@ -12,6 +12,9 @@ is read from the registries. The tables that are printed are those of the cost: 
 plus backward on an array [batch, side, side, channels] in float32, and bytes that are saved between
 the two, relative to ReLU and to none; then the published gains of normalizer-free networks beside
 the exact ones.
+
+Cost of cpu: five minutes on two CPU cores, 1.7 GB, most of it compiling and timing. To expect: the
+reference within a tenth of itself, and layer norm at about ten times no norm.
 """
 
 from __future__ import annotations
