@@ -186,7 +186,7 @@ def test_all_code_runs(tree):
   # The commands did what the page says: two arms extended to 64 seeds, a record, a study.
   rows = (tree / 'runs/cpu/results.csv').read_text().splitlines()
   assert len([r for r in rows if ',fresh,' in r]) == 2 * 64
-  record = tree / 'experiments/results/activation_search/smoke'
+  record = tree / 'experiments/results/activation_search/mine'
   assert (record / 'table.md').is_file()
   assert '| `smoke`' in (tree / 'README.md').read_text()
   table = (tree / 'runs/mine/table.md').read_text()
