@@ -12,7 +12,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from model_lib.activations.numerics import split_at_zero
+from model_lib.activations.numerics import polynomial, split_at_zero
 from model_lib.activations.registry import register
 from model_lib.activations.settings import Bounds
 
@@ -226,7 +226,7 @@ def soft_plus_plus(x: jax.Array, k: float = 1.0, c: float = 2.0) -> jax.Array:
 def _over_z(z: jax.Array, ratio: jax.Array, coefficients: tuple[float, ...]) -> jax.Array:
   """ratio where |z| >= 0.1, and its Taylor series in z, whose first coefficient is 1, elsewhere."""
   small = jnp.abs(z) < 0.1
-  series = jnp.polyval(jnp.asarray(coefficients[::-1], z.dtype), jnp.where(small, z, 0))
+  series = polynomial(coefficients, jnp.where(small, z, 0))
   return jnp.where(small, series, ratio)
 
 

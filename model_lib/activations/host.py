@@ -109,9 +109,9 @@ def unknown_primitives(jaxpr: core.Jaxpr) -> set[str]:
 
 
 def _inner(equation: core.JaxprEqn) -> core.ClosedJaxpr | None:
-  """The function that a call primitive calls, or that a scan repeats."""
+  """The function that a call primitive calls."""
   key = {'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr', 'remat2': 'jaxpr',
-         'checkpoint': 'jaxpr', 'scan': 'jaxpr', 'custom_jvp_call': 'call_jaxpr',
+         'checkpoint': 'jaxpr', 'custom_jvp_call': 'call_jaxpr',
          'custom_vjp_call': 'call_jaxpr',
          'custom_vjp_call_jaxpr': 'fun_jaxpr'}.get(equation.primitive.name)
   inner = equation.params.get(key)
@@ -133,9 +133,7 @@ def _run(
     name = equation.primitive.name
     arguments = read(equation.invars)
     inner = _inner(equation)
-    if name == 'scan':
-      results = _scan(inner, tuple(arguments), **equation.params)
-    elif inner is not None:
+    if inner is not None:
       results = _run(inner.jaxpr, inner.consts, tuple(arguments))
     elif name in _ELEMENTWISE:
       results = [_ELEMENTWISE[name](*arguments)]
@@ -143,21 +141,6 @@ def _run(
       results = [_STRUCTURAL[name](*arguments, **equation.params)]
     known.update(zip(equation.outvars, results, strict=True))
   return list(read(jaxpr.outvars))
-
-
-def _scan(
-    body: core.ClosedJaxpr, arguments: Sequence[np.ndarray], *, num_consts: int, num_carry: int,
-    length: int, reverse: bool, **_,
-) -> list[np.ndarray]:
-  """lax.scan: the last carry, then the stacked outputs."""
-  constants, carry = arguments[:num_consts], list(arguments[num_consts:num_consts + num_carry])
-  scanned, rows = arguments[num_consts + num_carry:], []
-  for step in range(length)[::-1 if reverse else 1]:
-    results = _run(body.jaxpr, body.consts, [*constants, *carry, *(xs[step] for xs in scanned)])
-    carry = results[:num_carry]
-    rows.append(results[num_carry:])
-  columns = zip(*rows[::-1 if reverse else 1])
-  return carry + [np.stack(column) for column in columns]
 
 
 def _cpu() -> jax.Device | None:

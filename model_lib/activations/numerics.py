@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -45,3 +47,12 @@ def saturating_tanh(u: jax.Array) -> jax.Array:
 def _saturating_tanh_jvp(primals, tangents):
   (u,), (du,) = primals, tangents
   return saturating_tanh(u), 4 * jax.nn.sigmoid(2 * u) * jax.nn.sigmoid(-2 * u) * du
+
+
+def polynomial(coefficients: Sequence[float], x: jax.Array) -> jax.Array:
+  """The sum over k of coefficients[k] x^k, by Horner's rule (jnp.polyval is a loop in the program).
+  """
+  total = jnp.zeros_like(x)
+  for coefficient in reversed(coefficients):
+    total = total * x + coefficient
+  return total

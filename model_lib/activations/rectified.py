@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from model_lib.activations.numerics import polynomial
 from model_lib.activations.registry import register
 from model_lib.activations.settings import Bounds
 
@@ -117,7 +118,7 @@ def tanh_shrink(x: jax.Array) -> jax.Array:
   coefficients = (1 / 3, -2 / 15, 17 / 315, -62 / 2835, 1382 / 155925, -21844 / 6081075,
                   929569 / 638512875)
   square = jnp.square(small)
-  series = jnp.polyval(jnp.asarray(coefficients[::-1], x.dtype), square) * square * small
+  series = polynomial(coefficients, square) * square * small
   return jnp.where(near, series, x - jnp.tanh(x))
 
 
