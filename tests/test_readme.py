@@ -188,7 +188,7 @@ def test_all_code_runs(tree):
   assert len([r for r in rows if ',fresh,' in r]) == 2 * 64
   record = tree / 'experiments/results/activation_search/mine'
   assert (record / 'table.md').is_file()
-  assert '| `smoke`' in (tree / 'README.md').read_text()
+  assert '| `mine`' in (tree / 'README.md').read_text()
   table = (tree / 'runs/mine/table.md').read_text()
   assert 'stripes' in table and 'pre:mean_abs' in table
   # What the study does not have is left out, and nothing is written for what does not exist.
