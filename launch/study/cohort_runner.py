@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import json
 import shutil
 import time
 from typing import Any
@@ -29,9 +30,31 @@ from model_lib.training import planning
 from model_lib.training.checkpoint import Checkpoints
 from model_lib.training.cohort import Cohort, identity
 from model_lib.training.final import save_final
-from model_lib.training.metrics import MetricsFile
+from model_lib.training.metrics import MetricsFile, read_lines
 from model_lib.training.population import (
     Population, evaluation_index, join_chunks, split_chunks)
+
+
+EVALUATED = ('train_eval', 'val', 'test')
+
+
+@dataclasses.dataclass
+class _Program:
+  """What is compiled for a cohort, kept for the next one, which may be of the same program.
+
+  Attributes:
+    key: what the program depends on.
+    population: of the present cohort.
+    plan, members, call: the newest plan, for how many members it was made, and its call.
+    evaluation: ((chunk, shape of the index), the compiled evaluation).
+  """
+
+  key: str
+  population: Population
+  plan: planning.Plan | None = None
+  members: int = 0
+  call: Any = None
+  evaluation: tuple[Any, Any] | None = None
 
 
 class CohortRunner:
@@ -50,6 +73,7 @@ class CohortRunner:
     self.config, self.record, self.workdir = config, record, workdir
     self.metrics, self.stop, self.data = metrics, preemption, data
     self._events: EventSink | None = None
+    self._program: _Program | None = None
     self._checkpoints: Checkpoints | None = None
     self._costs = StepCosts(lambda spec: self.data.build(spec))
     preemption.register_save(lambda: self._checkpoints is not None
@@ -80,10 +104,10 @@ class CohortRunner:
     directory = records.cohort_directory(self.workdir, cohort.name)
     with self.stop.busy('preparing a cohort'):
       self.workdir.write_status('running', step=0, cohort=cohort.name)
-      model = self.data.build(cohort.model)
       prepared = self.data.prepare(cohort, self.config.engine.feed)
-      population = Population(cohort, model, prepared.task, prepared.arrays, self._batching())
-      plan, call = self._plan(population, prepared)
+      program = self._program_of(cohort, prepared)
+      population = program.population
+      plan, call = self._plan(program, prepared)
       if self.config.io.tensorboard and self._events is None:
         self._events = EventSink(self.workdir.tensorboard)
     checkpoints = self._checkpoints = Checkpoints(directory / 'steps', log=say)
@@ -93,19 +117,26 @@ class CohortRunner:
       compiled = time.monotonic()
       progress = Progress(self.workdir, cohort.name, place, len(cohort.members), step,
                           cohort.steps, self.config.io.progress_interval_s)
+
+      def reached(step: int, chunks: list) -> None:
+        with self.stop.busy('evaluating'):
+          self._evaluate(program, plan, chunks, prepared, step, first_member)
+
       try:
         chunks = loop.train(
             population, plan, call, prepared.feed, prepared.routes, chunks, step, run=cohort.name,
             first_member=first_member, metrics=self.metrics,
             sinks=[self._events] if self._events else [], checkpoints=checkpoints,
             checkpoint_interval_s=self.config.io.checkpoint_interval_s, stop=self.stop,
-            progress=progress, log_every=self.config.engine.log_every)
+            progress=progress, log_every=self.config.engine.log_every, marks=cohort.evaluate_at,
+            reached=reached)
       finally:
         progress.close()
         prepared.close()
       trained = time.monotonic()
       with self.stop.busy('evaluating'):
-        results = self._evaluate(population, plan, chunks, prepared)
+        reached(cohort.steps, chunks)
+        results = self._evaluated(cohort, first_member)
         costs = self._costs.measure(population, prepared)
         finished = self._finish(population, prepared, chunks, results, costs, first_member,
                                 config_number)
@@ -121,24 +152,48 @@ class CohortRunner:
     batching = self.config.engine.batching
     return planning.default_batching() if batching == 'auto' else batching
 
-  def _plan(self, population: Population, prepared: datasets.Prepared):
-    """The recorded plan of the cohort, or a new one, written down before step 0; its call."""
-    engine, name = self.config.engine, population.cohort.name
+  def _program_of(self, cohort: Cohort, prepared: datasets.Prepared) -> _Program:
+    """The program of a cohort: that of the cohort before, if it is the same one."""
+    spec = self.data.complete(cohort.model)
+    described = dataclasses.asdict(dataclasses.replace(
+        cohort, name='', model=spec, members=(), time_by='', time_reference=None))
+    shapes = {name: (array.shape, str(array.dtype)) for name, array in prepared.arrays.items()}
+    key = json.dumps([described, shapes, prepared.n_streams, prepared.steps_per_call,
+                      dataclasses.asdict(prepared.task)], sort_keys=True, default=list)
+    if self._program is None or self._program.key != key:
+      population = Population(cohort, self.data.build(cohort.model), prepared.task,
+                              prepared.arrays, self._batching())
+      self._program = _Program(key, population)
+    elif self._program.population.cohort is not cohort:
+      self._program.population = self._program.population.of(cohort)
+    return self._program
+
+  def _plan(self, program: _Program, prepared: datasets.Prepared):
+    """The recorded plan of the cohort, or a new one, written down before step 0; its call.
+
+    A cohort with the program and as many members as the one before takes over its plan.
+    """
+    engine, population = self.config.engine, program.population
+    name, n = population.cohort.name, len(population.cohort.members)
     plans = self.record.engine.setdefault('plans', {})
     if name in plans:
-      plan, call = planning.Plan(**plans[name]), None
+      plan = planning.Plan(**plans[name])
       population.batching = plan.batching
     else:
-      plan, call = planning.decide(
-          population, prepared.arrays, prepared.n_streams, chunk=engine.chunk,
-          steps_per_call=prepared.steps_per_call or engine.steps_per_call,
-          limit_mib=engine.memory_limit_mib, log_every=engine.log_every)
+      if program.plan is None or program.members != n:
+        plan, program.call = planning.decide(
+            population, prepared.arrays, prepared.n_streams, chunk=engine.chunk,
+            steps_per_call=prepared.steps_per_call or engine.steps_per_call,
+            limit_mib=engine.memory_limit_mib, log_every=engine.log_every)
+        program.plan, program.members = plan, n
+      plan = program.plan
       plans[name] = dataclasses.asdict(plan)
       self.record.write(self.workdir)
-    if call is None:
-      call = loop.compile_for(population, plan, prepared.arrays, prepared.n_streams,
-                              engine.log_every)
-    return plan, call
+    if program.call is None or program.plan != plan:
+      program.call = loop.compile_for(population, plan, prepared.arrays, prepared.n_streams,
+                                      engine.log_every)
+      program.plan, program.members = plan, n
+    return plan, program.call
 
   def _restore(self, population: Population, plan: planning.Plan, checkpoints: Checkpoints):
     """(step, chunks): of the newest sound checkpoint, else the initial state.
@@ -174,27 +229,41 @@ class CohortRunner:
     if self._events is not None and not self._events.replayed:
       self._events.replay(self.workdir.metrics)
 
-  def _evaluate(self, population, plan, chunks, prepared) -> dict[str, dict[str, np.ndarray]]:
-    """{split: {metric: mean over its examples, [members]}}; train_eval is a training subset."""
+  def _evaluate(self, program: _Program, plan: planning.Plan, chunks: list,
+                prepared: datasets.Prepared, step: int, first_member: int) -> None:
+    """Writes the means over each split's examples at a step; train_eval is a training subset."""
+    population = program.population
     pieces = [evaluation_index(parts, self.data.request.eval_batch)
               for parts in prepared.evaluation_sets]
     index, weights = (np.stack([p[i] for p in pieces]) for i in (0, 1))
-    evaluation = population.compile_evaluation(population.abstract(plan.chunk), prepared.constant,
-                                               index)
-    means = loop.evaluate(population, plan, evaluation, chunks, prepared.routes,
+    if program.evaluation is None or program.evaluation[0] != (plan.chunk, index.shape):
+      program.evaluation = (plan.chunk, index.shape), population.compile_evaluation(
+          population.abstract(plan.chunk), prepared.constant, index)
+    means = loop.evaluate(population, plan, program.evaluation[1], chunks, prepared.routes,
                           prepared.constant, index, weights, pieces[0][2])
-    return dict(zip(('train_eval', 'val', 'test'), means, strict=True))
+    members = range(first_member, first_member + len(population.cohort.members))
+    names = sorted(means[0])
+    for split, values in zip(EVALUATED, means, strict=True):
+      stacked = np.stack([values[k] for k in names], -1)[:, None]
+      for sink in (self.metrics, *([self._events] if self._events else [])):
+        sink.write(population.cohort.name, members, split, [step], names, stacked)
+
+  def _evaluated(self, cohort: Cohort, first_member: int) -> dict[tuple[str, int], Any]:
+    """(split, step) -> {metric: [members]}, as it stands in metrics.jsonl."""
+    found = {}
+    for line in read_lines(self.metrics.path, cohort.name, EVALUATED):
+      values = found.setdefault((line['split'], line['step']), {})
+      for name in line.keys() - {'run', 'member', 'split', 'step'}:
+        column = values.setdefault(name, np.full(len(cohort.members), np.nan))
+        if line[name] is not None:
+          column[line['member'] - first_member] = line[name]
+    return found
 
   def _finish(self, population, prepared, chunks, results, costs, first_member,
               config_number) -> dict[str, Any]:
-    """Writes the cohort's evaluation lines, final parameters, and, last, its record."""
+    """Writes the cohort's final parameters, and, last, its record."""
     cohort = population.cohort
-    n, names = len(cohort.members), sorted(results['val'])
-    for split, values in results.items():
-      stacked = np.stack([values[k] for k in names], -1)[:, None]
-      for sink in (self.metrics, *([self._events] if self._events else [])):
-        sink.write(cohort.name, range(first_member, first_member + n), split, [cohort.steps],
-                   names, stacked)
+    n = len(cohort.members)
     state = jax.device_get(join_chunks(chunks, n))
     rows = [{'member': first_member + i, **row, 'config': config_number}
             for i, row in enumerate(_rows(population, prepared, state.diverged_step, results,
@@ -213,21 +282,24 @@ class CohortRunner:
 
 
 def _rows(population: Population, prepared: datasets.Prepared, diverged_step: np.ndarray,
-          results: Mapping[str, Mapping[str, np.ndarray]],
+          results: Mapping[tuple[str, int], Mapping[str, np.ndarray]],
           costs: Mapping[str, tuple[float, float]]) -> Sequence[dict[str, Any]]:
   """A row of results.csv per member, but for its number."""
   cohort, rows = population.cohort, []
+  last = cohort.steps
   for i, member in enumerate(cohort.members):
     diverged = int(diverged_step[i])
-    if diverged < 0 and not np.isfinite(results['val']['loss'][i]):
+    if diverged < 0 and not np.isfinite(results['val', last]['loss'][i]):
       diverged = cohort.steps
     row = {'run': cohort.name, **member.tags, 'steps': cohort.steps,
            'parameters': population.n_parameters(), 'diverged_step': diverged,
            'test_images': len(prepared.evaluation_sets[member.split][2]),
-           'train_loss': _number(results['train_eval']['loss'][i])}
-    for split in ('val', 'test'):
-      values = results[split]
-      row |= {f'{split}_{k}': _number(values[k][i]) for k in sorted(values, reverse=True)}
+           'train_loss': _number(results['train_eval', last]['loss'][i])}
+    for step in (last, *cohort.evaluate_at):
+      for split in ('val', 'test'):
+        values = results[split, step]
+        at = '' if step == last else f'_at_{step}'
+        row |= {f'{split}_{k}{at}': _number(values[k][i]) for k in sorted(values, reverse=True)}
     if costs:
       seconds, ratio = costs[str(member.tags[cohort.time_by])]
       row |= {'step_us': round(seconds * 1e6, 3), 'cost_ratio': round(ratio, 4)}

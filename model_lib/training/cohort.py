@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 
@@ -81,6 +82,8 @@ class Cohort:
     time_by: tag by whose values the cost of a step is timed apart ('' for never).
     time_reference: value of that tag that the ratios refer to, and the model
       which holds it where it is no member of this cohort.
+    evaluate_at: steps before the last, ascending, at which the members are evaluated as well;
+      their rows get columns like val_loss_at_30.
   """
 
   name: str
@@ -91,10 +94,20 @@ class Cohort:
   optimizer: OptimizerSpec = OptimizerSpec()
   time_by: str = ''
   time_reference: tuple[str, ModelSpec] | None = None
+  evaluate_at: tuple[int, ...] = ()
+
+  def __post_init__(self):
+    marks = (*self.evaluate_at, self.steps)
+    if any(not 0 < a < b for a, b in itertools.pairwise(marks)):
+      raise ValueError(f'cohort {self.name}: evaluate_at {self.evaluate_at} must ascend between 0 '
+                       f'and {self.steps}')
 
   def fingerprint(self) -> str:
     """SHA-256 of the cohort as a study describes it; data and plan are checked on their own."""
-    text = json.dumps(dataclasses.asdict(self), sort_keys=True, default=list)
+    described = dataclasses.asdict(self)
+    if not self.evaluate_at:
+      del described['evaluate_at']  # as before there was such a field
+    text = json.dumps(described, sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

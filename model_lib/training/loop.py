@@ -91,6 +91,7 @@ def train(population: Population, plan: Plan, call: TrainingCall, feed: Feed, ro
           sinks: Sequence[Sink] = (), checkpoints: Checkpoints | None = None,
           checkpoint_interval_s: float = 60.0, stop: Stop | None = None,
           progress: Callable[[int, np.ndarray], None] | None = None, log_every: int = 25,
+          marks: Sequence[int] = (), reached: Callable[[int, list], None] | None = None,
           mesh=None) -> list:
   """Moves a cohort from `step` to its last step.
 
@@ -107,6 +108,9 @@ def train(population: Population, plan: Plan, call: TrainingCall, feed: Feed, ro
     progress: called after each round with (step, the members' losses at the last recorded
       step of the round, or None).
     log_every: steps between records.
+    marks: steps after which `reached` is called with (step, chunks); calls end there. A mark at
+      or before `step` is past: what was done at it is on the disk.
+    reached: see marks; what it writes is part of the save that follows.
     mesh: placement over devices; this loop runs on one.
 
   Returns:
@@ -137,7 +141,8 @@ def train(population: Population, plan: Plan, call: TrainingCall, feed: Feed, ro
 
   def draw(step: int):
     """What the call from `step` on reads: (steps, recorded counts, arrays, index, slots)."""
-    arrays, index = feed.block(step, min(k, total - step))
+    end = min([(step // k + 1) * k, total, *(mark for mark in marks if mark > step)])
+    arrays, index = feed.block(step, end - step)
     n = index.shape[1]
     counts = recorded(step, n, total, log_every)
     # Placed once, for all chunks.
@@ -166,12 +171,17 @@ def train(population: Population, plan: Plan, call: TrainingCall, feed: Feed, ro
       if progress:
         losses = stacked(records)[:, len(counts) - 1, names.index('loss')] if counts else None
         progress(step, losses)
+      if step in marks:
+        write(pending)
+        pending = None
+        reached(step, chunks)
       asked = stop is not None and stop.requested
       if asked:
         stop.acknowledge()
       due = last_save is None or time.monotonic() - last_save >= checkpoint_interval_s
       if checkpoints is not None and (asked or due or step == total):
-        write(pending)
+        if pending:
+          write(pending)
         pending = None
         position = {'step': step, 'run': run, 'metrics_bytes': metrics.sync(),
                     'cohort': population.cohort.fingerprint()}

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,6 +26,17 @@ class Sink(Protocol):
   def write(self, run: str, members: Sequence[int], split: str, steps: Sequence[int],
             names: Sequence[str], values: np.ndarray) -> None:
     """values: [members, steps, names]."""
+
+
+def read_lines(path: Path, run: str, splits: Collection[str]) -> Iterator[dict[str, Any]]:
+  """The lines of a run and some splits; a number that was not finite is None."""
+  head = f'{{"run": {json.dumps(run)}, '
+  wanted = tuple(f'"split": "{split}"' for split in splits)
+  with open(path, encoding='utf-8') as file:
+    for line in file:
+      # Most lines are training's: they are told apart without being parsed.
+      if line.startswith(head) and any(mark in line for mark in wanted):
+        yield json.loads(line)
 
 
 class MetricsFile:

@@ -12,6 +12,7 @@ member, which are dropped on the host.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -105,6 +106,12 @@ class Population:
     self._init: dict[int, Future] = {}
     self._model_hp = None
     self._metric_names: tuple[str, ...] = ()
+
+  def of(self, cohort: Cohort) -> Population:
+    """The same program with other members; what is compiled is shared."""
+    other = copy.copy(self)
+    other.cohort = cohort
+    return other
 
   # -- initialization ---------------------------------------------------------
 

@@ -1,0 +1,120 @@
+"""Cohorts one after the other: evaluation on the way, and programs that are compiled once."""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from launch import environment
+from launch.preemption import Preemption
+from launch.study import DataRequest, EngineConfig, IoConfig, Study, datasets
+from launch.study import config as config_lib
+from launch.study.records import Record
+from launch.study.runner import Runner
+from launch.study.workdir import Workdir
+from model_lib.training.cohort import Cohort, Member, ModelSpec
+from model_lib.training.loop import Preempted
+from model_lib.training.population import Population
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  engine: EngineConfig = EngineConfig(log_every=3, steps_per_call=4, chunk=2)
+  io: IoConfig = IoConfig(checkpoint_interval_s=0, tensorboard=False, progress_interval_s=0)
+
+
+def cohort(name: str, steps: int = 12, widths: int = 8, **settings) -> Cohort:
+  """Three runs of a small network which are the same in every cohort but for its name."""
+  members = tuple(Member({'seed': i, 'cohort': name}, i, i, 0, {'learning_rate': 0.01 * (i + 1)})
+                  for i in range(3))
+  return Cohort(name, ModelSpec('mlp', {'widths': [widths]}), members, steps, 16, **settings)
+
+
+@pytest.fixture(scope='module')
+def data(data_dir):
+  return datasets.load(DataRequest('digits', 1, 0), '')
+
+
+class StopAt(Preemption):
+  """Asks to stop when a line of a step stands in the metrics file."""
+
+  def __init__(self, metrics: Path, mark: str):
+    super().__init__()
+    self.metrics, self.mark = metrics, mark
+
+  @property
+  def requested(self) -> bool:
+    return self.mark in self.metrics.read_text()
+
+  @requested.setter
+  def requested(self, value: bool) -> None:
+    pass
+
+
+def start(path: Path, data, *lists, stop: Preemption | None = None):
+  """Runs lists of cohorts, one list after the other, in a workdir."""
+  def cohorts(config):
+    for asked in lists:
+      yield asked
+
+  study = Study('made_up', Config, {}, lambda config: data.request, cohorts, lambda run: None)
+  workdir = Workdir(path)
+  workdir.create()
+  record = Record(study.name, '', [config_lib.to_dict(Config())])
+  record.write(workdir)
+  runner = Runner(study, record, workdir, stop or Preemption(), data, environment.snapshot())
+  try:
+    return runner.run()
+  finally:
+    runner.close()
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, data):
+  """(workdir, rows) of a run that was evaluated on the way and never stopped."""
+  path = tmp_path_factory.mktemp('whole') / 'run'
+  return path, start(path, data, [cohort('a', evaluate_at=(3, 8))])
+
+
+def test_an_evaluation_on_the_way_is_that_of_a_shorter_run(tmp_path, data, whole):
+  _, rows = whole
+  for steps, suffix in ((8, '_at_8'), (12, '')):
+    short = start(tmp_path / str(steps), data, [cohort('a', steps=steps)])
+    assert 'val_loss_at_3' not in short
+    for column in ('val_loss', 'test_loss', 'val_accuracy'):
+      assert (rows[f'{column}{suffix}'] == short[column]).all()
+      assert (rows[f'{column}_at_3'] != short[column]).any()
+
+
+@pytest.mark.parametrize('mark', ['"split": "val", "step": 3,', '"split": "train", "step": 6,'])
+def test_stopped_at_or_after_a_mark_and_resumed(tmp_path, data, whole, mark):
+  path = tmp_path / 'stopped'
+  with pytest.raises(Preempted):
+    start(path, data, [cohort('a', evaluate_at=(3, 8))],
+          stop=StopAt(path / 'metrics.jsonl', mark))
+  resumed = start(path, data, [cohort('a', evaluate_at=(3, 8))])
+  assert resumed.equals(whole[1])
+  assert (path / 'metrics.jsonl').read_bytes() == (whole[0] / 'metrics.jsonl').read_bytes()
+
+
+def test_marks_are_between_the_first_and_the_last_step():
+  for marks in ((0,), (12,), (5, 5), (8, 3)):
+    with pytest.raises(ValueError, match='must ascend between 0 and 12'):
+      cohort('a', evaluate_at=marks)
+
+
+def test_cohorts_of_one_program_compile_once(tmp_path, data, monkeypatch):
+  compiled = []
+  for name in ('compile_call', 'compile_evaluation'):
+    def counted(self, *arguments, original=getattr(Population, name), name=name):
+      compiled.append(name)
+      return original(self, *arguments)
+    monkeypatch.setattr(Population, name, counted)
+  rows = start(tmp_path / 'three', data, [cohort('a')], [cohort('b')], [cohort('c')])
+  assert sorted(compiled) == ['compile_call', 'compile_evaluation']
+  for name in 'bc':
+    assert (rows[rows.cohort == name].test_loss.to_numpy()
+            == rows[rows.cohort == 'a'].test_loss.to_numpy()).all()
+  start(tmp_path / 'two', data, [cohort('a')], [cohort('b', widths=9)])
+  assert len(compiled) == 6
