@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from experiments import activation_search as study
+from experiments.parts import comparison
 from launch.study import config as config_lib
 from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, evaluate
 from launch.study.study import Run
@@ -114,7 +115,7 @@ def play(config: study.Config, world: World = World()) -> Played:
 @pytest.fixture(scope='module')
 def full() -> Played:
   """The preset `cpu`: every activation, both models, some arms beyond the edge."""
-  return play(resolved('cpu'), World(best={('relu', 0): 3.0, ('tanh', 0): 1 / 3, ('relu', 5): 9.0,
+  return play(resolved('cpu', parts=('comparison',)), World(best={('relu', 0): 3.0, ('tanh', 0): 1 / 3, ('relu', 5): 9.0,
                                            ('swiglu', 0): 3.0}))
 
 
@@ -155,12 +156,12 @@ def test_fresh_seeds_take_no_part_in_the_selection(full):
 def test_the_studys_seed_changes_every_seed_and_all_fit_in_32_bits():
   seeds = {seed: {m.seed for m in play(small(seed=seed)).members} for seed in (0, 1, 40)}
   assert not seeds[0] & seeds[1] and not seeds[0] & seeds[40] and not seeds[1] & seeds[40]
-  last = study.seed_of(small(seed=40), 1, study.MOST_COPIES, study.MOST_SEEDS - 1)
+  last = comparison.seed_of(small(seed=40), 1, comparison.MOST_COPIES, comparison.MOST_SEEDS - 1)
   assert max(seeds[40]) <= last < 2**32
-  assert study.seed_of(small(), 0, 0, study.MOST_SEEDS - 1) < study.seed_of(small(), 0, 1, 0)
-  assert study.seed_of(small(), 0, study.MOST_COPIES, study.MOST_SEEDS - 1) < study.seed_of(
+  assert comparison.seed_of(small(), 0, 0, comparison.MOST_SEEDS - 1) < comparison.seed_of(small(), 0, 1, 0)
+  assert comparison.seed_of(small(), 0, comparison.MOST_COPIES, comparison.MOST_SEEDS - 1) < comparison.seed_of(
       small(), 1, 0, 0)
-  for field, limit in (('fresh_seeds', study.MOST_SEEDS), ('null_copies', study.MOST_COPIES)):
+  for field, limit in (('fresh_seeds', comparison.MOST_SEEDS), ('null_copies', comparison.MOST_COPIES)):
     with pytest.raises(UserError, match=field):
       small(**{f'mlp__{field}': limit + 1})
 
@@ -229,7 +230,7 @@ def test_an_arm_that_always_diverges_is_run_afresh_at_the_smallest_rate():
 
 
 def test_fixed_activations_share_one_program_and_others_have_their_own(full):
-  for part in full.config.parts:
+  for part in full.config.models:
     listed = getattr(full.config, part).activations
     fixed = [a for a in listed
              if get_activation(a).kind == 'pointwise' and not get_activation(a).parameters]
@@ -253,7 +254,7 @@ def test_fixed_activations_share_one_program_and_others_have_their_own(full):
 def test_programs_of_different_settings_have_different_names():
   config = small(mlp__activations=('relu', 'crrelu(epsilon=0.5)', 'crrelu(epsilon=-0.5)', 'crrelu',
                                    'crrelu(epsilon=1e-5)', 'crrelu(epsilon=1e5)'))
-  names = [name for name, _, _ in study.programs(config, 'mlp')]
+  names = [name for name, _, _ in comparison.programs(config, 'mlp')]
   assert len(set(names)) == len(names) == 6
 
 
@@ -311,10 +312,10 @@ def test_presets_are_valid(name):
 
 def test_the_quick_preset_is_a_comparison_of_the_promised_size():
   config = resolved('quick')
-  assert config.parts == ('mlp',)
+  assert config.models == ('mlp',)
   assert len(config.mlp.activations) >= 40
   assert config.mlp.fresh_seeds >= 16 and config.mlp.null_copies >= 16
-  assert len(study.programs(config, 'mlp')) - 1 <= 6
+  assert len(comparison.programs(config, 'mlp')) - 1 <= 6
   runs = collections.Counter(
       (m.tags['phase'], m.tags['activation'], m.tags['copy']) for m in play(config).members)
   assert {runs['fresh', a, 0] for a in config.mlp.activations} == {config.mlp.fresh_seeds}
@@ -328,7 +329,7 @@ def test_the_cpu_preset_can_pass_or_fail_its_claims(full):
       config.mlp.activations)
   copies = {m.tags['copy'] for m in full.members if m.tags['phase'] == 'null_fresh'}
   assert len(copies) == len(config.mlp.activations) > 80
-  assert set(study.TESTED.values()) | {'identity', 'relu'} <= set(config.mlp.activations)
+  assert set(comparison.TESTED.values()) | {'identity', 'relu'} <= set(config.mlp.activations)
 
 
 def test_the_smoke_preset_is_small():
@@ -340,7 +341,7 @@ def test_the_smoke_preset_is_small():
 
 # Outcomes.
 
-ENOUGH = dict(mlp__fresh_seeds=study.MIN_SEEDS, mlp__null_copies=4, mlp__shuffled_seeds=4)
+ENOUGH = dict(mlp__fresh_seeds=comparison.MIN_SEEDS, mlp__null_copies=4, mlp__shuffled_seeds=4)
 
 
 def outcomes(world: World = World(), **changes):
@@ -349,7 +350,7 @@ def outcomes(world: World = World(), **changes):
 
 def test_a_worse_identity():
   found = outcomes(World(effect={'identity': 0.5}))['identity_worse']
-  assert found.verdict == REPRODUCED and found.n == study.MIN_SEEDS
+  assert found.verdict == REPRODUCED and found.n == comparison.MIN_SEEDS
   assert found.ours == pytest.approx(0.5, abs=0.01)
   assert found.interval[0] < found.ours < found.interval[1] and 'rank 4 of 4' in found.note
 
@@ -360,7 +361,7 @@ def test_an_identity_that_is_not_worse(effect):
 
 
 @pytest.mark.parametrize('world, changes, why', [
-    (World(), dict(mlp__fresh_seeds=study.MIN_SEEDS - 1), '15 fresh seeds of ReLU, at least 16'),
+    (World(), dict(mlp__fresh_seeds=comparison.MIN_SEEDS - 1), '15 fresh seeds of ReLU, at least 16'),
     (World(best={('gelu', 0): 100.0}), {}, '25% of the activations choose the edge'),
     (World(level=2.1), {}, "ReLU's test log-loss 2.1"),
 ])
@@ -492,9 +493,9 @@ def test_what_was_not_run_is_not_testable():
 
 
 def test_claims_are_of_the_mlp():
-  found = play(small(parts=('vit',), vit__activations=FEW, vit__fresh_seeds=16)).outcomes()
+  found = play(small(models=('vit',), vit__activations=FEW, vit__fresh_seeds=16)).outcomes()
   assert {(o.verdict, o.note) for o in found.values()} == {
-      (NOT_TESTABLE, 'the MLP part was not run')}
+      (NOT_TESTABLE, 'what it is about was not run')}
   assert all('not testable below 16 fresh seeds' in c.rule for c in study.claims(small()))
 
 
@@ -502,7 +503,7 @@ def test_claims_are_of_the_mlp():
 
 
 def test_every_form_of_every_table_shows_the_data_set():
-  played = play(small(parts=('mlp', 'vit'), vit__activations=FEW))
+  played = play(small(models=('mlp', 'vit'), vit__activations=FEW))
   first, second = played.report('fashion_mnist-jpeg75').tables
   assert first.title.startswith('Activations on fashion_mnist-jpeg75, MLP 64-64, 60 steps')
   assert 'ViT 2 x 32, patch 2' in second.title
@@ -514,7 +515,7 @@ def test_every_form_of_every_table_shows_the_data_set():
 
 
 def test_the_vit_names_no_winner():
-  played = play(small(parts=('mlp', 'vit'), vit__activations=FEW))
+  played = play(small(models=('mlp', 'vit'), vit__activations=FEW))
   first, second = played.report().tables
   assert {'rank', 'p'} <= {c.key for c in first.columns}
   assert not {'rank', 'p'} & {c.key for c in second.columns}
@@ -553,7 +554,7 @@ def test_figures_show_the_data_set():
     (dict(rate_factors=(1.0, 1.0)), 'rate_factors: must ascend'),
 ])
 def test_a_config_that_cannot_be_compared_is_refused_in_one_line(changes, words):
-  config = small(parts=('mlp', 'vit'), vit__activations=FEW)
+  config = small(models=('mlp', 'vit'), vit__activations=FEW)
   study.check(config)
   with pytest.raises(UserError, match=words) as caught:
     study.check(config_lib.apply_preset(
