@@ -281,7 +281,10 @@ def table(config: Any, part: str, rows: pd.DataFrame, dataset: str, choices) -> 
 
 def report(run: Run) -> Report:
   """Tables of both models, the claims' outcomes (from the MLP; none without it), the figures."""
-  from experiments.figures import activation_search as figures
+  def figures():
+    from experiments.figures import activation_search  # matplotlib, which no table needs
+    return activation_search
+
   config, tables, found = run.config, [], {}
   compared_rows = run.rows[run.rows.part == PART]
   for part in config.models:
@@ -296,10 +299,10 @@ def report(run: Run) -> Report:
   specs = list(dict.fromkeys(a for p in config.models for a in getattr(config, p).activations))
   shown = compared_rows.assign(model=compared_rows.model + f' on {run.dataset}')
   return Report(tables, found, {
-      'functions': lambda: figures.functions_and_derivatives(specs),
-      'accuracy': lambda: figures.accuracy_with_intervals(shown),
-      'learning_rates': lambda: figures.learning_rate_sensitivity(shown),
-      'training_curves': lambda: figures.training_curves(run.metrics(), shown)})
+      'functions': lambda: figures().functions_and_derivatives(specs),
+      'accuracy': lambda: figures().accuracy_with_intervals(shown),
+      'learning_rates': lambda: figures().learning_rate_sensitivity(shown),
+      'training_curves': lambda: figures().training_curves(run.metrics(), shown)})
 
 
 def check(config: Any) -> None:
