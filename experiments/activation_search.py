@@ -15,9 +15,9 @@ corrected for each activation's gain E[f(z)^2]^-1/2, else the comparison would r
 which functions happen to suit ReLU's initialization (config.init_gain=false does that).
 A small vision transformer repeats part of it; with 8 seeds it names no winner.
 
-Cost on two CPU cores: smoke under 30 s; cpu 33 minutes beside other work (28 of one core's time),
-4.9 GB. To expect from cpu on digits, in nats: ReLU .096 [.091, .101], identity worse by .030
-[.026, .034], the best (x sin x) better by .032 [.025, .038], copies of ReLU apart by up to .023
+Cost on two CPU cores: smoke under 30 s; the comparison of cpu 16 minutes beside other work, 3.9 GB.
+To expect from it on digits, in nats: ReLU .096 [.091, .100], identity worse by .030 [.026, .034],
+the best (x sin x) better by .032 [.025, .038], copies of ReLU apart by up to .023
 (results/activation_search/cpu; README.md shows the tables).
 """
 
