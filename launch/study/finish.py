@@ -50,6 +50,10 @@ def finish(study: Study, run: Run, workdir: Workdir, figures: bool) -> None:
                      '\n'.join([*(t.to_text() for t in brief), *notes]) + '\n')
   for name, text in report.pages.items():
     workdir.write_text(workdir.path / name, text)
+  for name, write in report.files.items():
+    path = workdir.path / name
+    with atomic.as_user_error(path, 'write'):
+      write(path)
   if figures:
     from launch.study import plotting  # matplotlib, which no other part of a start needs
     with atomic.as_user_error(workdir.figures, 'create'):

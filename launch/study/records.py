@@ -25,7 +25,7 @@ if TYPE_CHECKING:
   import pandas as pd
 
 FORMAT = 1
-TIMING_COLUMNS = ('step_us', 'pass_us', 'cost_ratio')
+TIMING_COLUMNS = ('step_us', 'pass_us', 'cost_ratio', 'wall_s')
 
 
 @dataclasses.dataclass

@@ -159,7 +159,7 @@ class Runner:
     with self.stop.busy(f'measuring {item.name}'):
       self.workdir.write_status('running', step=0, cohort=item.name)
       say(f'measuring {item.name}')
-      given = Given(self.data, lambda name: load_cohort(self.workdir, name))
+      given = Given(self.data, lambda name: load_cohort(self.workdir, name), self._rows_of)
       rows = [{'member': len(self.rows) + i, 'run': item.name, **row}
               for i, row in enumerate(item.compute(given, **item.arguments))]
       finished = {'name': item.name, 'fingerprint': item.fingerprint(),
@@ -172,6 +172,12 @@ class Runner:
         'cohort': item.name, 'members': 0, 'steps': 0, 'prepare_s': 0.0, 'train_s': 0.0,
         'evaluate_s': round(time.monotonic() - start, 3), 'peak_mib': records.peak_mib()})
     return finished
+
+  def _rows_of(self, names: Sequence[str]) -> pd.DataFrame:
+    by_run: dict[str, list[dict[str, Any]]] = {}
+    for row in self.rows:
+      by_run.setdefault(str(row['run']), []).append(row)
+    return pd.DataFrame([row for name in names for row in by_run[name]])
 
   # -- the environment --------------------------------------------------------
 

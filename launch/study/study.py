@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,10 +27,12 @@ class Given:
   Attributes:
     data: the study's data, or None where it has none.
     trained: name of a finished cohort -> its networks (`launch.study.load.Trained`).
+    rows: names of finished cohorts and measurements -> their rows.
   """
 
   data: StudyData | None
   trained: Callable[[str], Trained]
+  rows: Callable[[Sequence[str]], pd.DataFrame]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +72,14 @@ class Report:
     outcomes: one per claim, by id; none for a study without claims.
     figures: file stem -> function that draws and returns a matplotlib figure.
     pages: file name -> text of a page, written beside the tables.
+    files: file name -> function that writes further data to a path beside the tables.
   """
 
   tables: Sequence[Table]
   outcomes: Mapping[str, Outcome] = dataclasses.field(default_factory=dict)
   figures: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
   pages: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  files: Mapping[str, Callable[[Path], object]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
