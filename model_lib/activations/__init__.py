@@ -13,6 +13,7 @@ convention; `Activation.source` says where a formula was taken from:
   standard        common mathematics
   <author><year>  the paper in `Activation.paper`, or its authors' own code
   port            the code of others for that paper
+  control         no paper: defined here, as what another function is compared with
   memory          no source was found: `Activation.confirmed` is False
   another word    the library of that name: jax, torch, echo, homa, torch_activation ...
 """
@@ -20,6 +21,7 @@ convention; `Activation.source` says where a formula was taken from:
 from model_lib.activations import (  # noqa: F401  (each import registers a family)
     bounded,
     conditioned,
+    controls,
     exponential,
     fractional,
     gated_exponential,

@@ -533,6 +533,16 @@ def crrelu(x, epsilon=0.01):
 
 
 @_reference
+def relu_bump(x, epsilon=0.01, angle=0.0, p=(15, -25, 6), q=(-195, 640, -393, 54)):
+  def norm(c):  # E (x e^(-x^2/2) sum c_k x^2k)^2 over that of x e^(-x^2/2), by moments of N(0, 1/3)
+    return mp.sqrt(3 * sum(a * b * mp.fac2(2 * (j + k) + 1) / mp.mpf(3)**(j + k + 1)
+                           for j, a in enumerate(c) for k, b in enumerate(c)))
+  bump = sum(turn / norm(c) * sum(a * x**(2 * k) for k, a in enumerate(c))
+             for turn, c in ((mp.cos(angle), p), (mp.sin(angle), q)))
+  return _relu(x) + epsilon * bump * x * mp.exp(-x**2 / 2)
+
+
+@_reference
 def acon_c(x, p1=1.0, p2=0.0, beta=1.0):
   return (p1 - p2) * x * _sigmoid(beta * (p1 - p2) * x) + p2 * x
 
