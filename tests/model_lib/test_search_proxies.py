@@ -35,14 +35,17 @@ def test_moments_are_those_of_the_registry(name):
 
 def test_moments_at_kinks_and_jumps_between_the_panels_edges():
   """max(x, t) and sign(x - t) have closed forms."""
-  kinks, jumps = [], []
-  for t in np.linspace(-0.3, 0.9, 25):
+  kinks, slopes, jumps = [], [], []
+  for t in np.linspace(-0.3, 0.9, 101):
     density, below = np.exp(-t**2 / 2) / np.sqrt(2 * np.pi), special.ndtr(t)
     found = evaluated(f'max(x, {t})', f'div(sub(x, {t}), abs(sub(x, {t})))')
     kinks.append(found.mean[0] - (t * below + density))
+    slopes.append(found.slope_second[0] - (1 - below))
     jumps.append(found.mean[1] - (1 - 2 * below))
-  assert 1e-8 < np.abs(kinks).max() < 1e-4
-  assert 1e-5 < np.abs(jumps).max() < 2e-2
+  # Not better either: what is aligned with the panels is another matter.
+  assert 1e-5 < np.abs(kinks).max() < 5e-5
+  assert 2e-3 < np.abs(slopes).max() < 0.01
+  assert 5e-3 < np.abs(jumps).max() < 0.02
 
 
 def test_hermite_coefficients_of_polynomials():
@@ -165,6 +168,9 @@ def test_naswot_of_relu_is_the_kernel_of_active_units():
 
 def test_naswot_of_equal_examples_is_low():
   task = task_of(n=12)
+  # Slopes that are one number to rounding have no codes.
+  flat = all_proxies([parse('add(sub(x, cosh(x)), cosh(x))')], task)[0]
+  assert flat['naswot'][0] == pytest.approx(11 * np.log(1e-6) + np.log(12), abs=0.01)
   same = Task(np.tile(task.x[:1], (12, 1)), task.y, task.x_val, task.y_val)
   one, other = (all_proxies([parse('relu(x)')], t)[0]['naswot'][0] for t in (same, task))
   assert one == pytest.approx(11 * np.log(1e-6) + np.log(12), abs=0.01) and one < other - 50
@@ -253,6 +259,14 @@ def test_seeds_are_common_and_matter():
     assert found[0] == found[1]
     drawn = names()[name].stage in ('initialized', 'fisher')
     assert (found[0] != two[name][0]) == drawn
+
+
+def test_an_exact_zero_is_0_for_every_candidate():
+  """Otherwise rounding would rank the odd functions, and the homogeneous ones."""
+  values, _ = all_proxies([parse(text) for text in (
+      'tanh(x)', 'sinh(x)', 'atan(x)', 'relu(x)', 'abs(x)', 'leaky_relu(x)')], task_of())
+  assert (values['share_mean'][:3] == 0).all() and (values['share_mean'][3:] > 0.01).all()
+  assert (values['chi_distance'][3:] == 0).all() and (values['chi_distance'][:3] > 0.01).all()
 
 
 def test_every_proxy_says_what_it_is_and_which_sign_is_expected():

@@ -37,7 +37,8 @@ class Fisher:
   @classmethod
   def of(cls, net: Initialized, task: Task) -> Fisher:
     del task
-    p = net.probabilities
+    # Numbers near the smallest that a float64 holds make a product 20 times slower.
+    p = np.where(net.probabilities < 1e-60, 0.0, net.probabilities)
     # The columns s_j of (diag(sqrt p) - p sqrt(p)^T) have sum_j s_j s_j^T = diag p - p p^T.
     root = np.sqrt(p)
     columns = np.eye(p.shape[-1]) * root[..., None] - root[..., None] * p[..., None, :]

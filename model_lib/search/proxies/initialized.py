@@ -16,14 +16,13 @@ from model_lib.search.evaluation import Evaluator
 from model_lib.search.proxies.values import WEIGHTS, Evaluated, Task, finite
 
 WIDTH = 64
-_BATCH = 256
-_CODES = 128  # examples in NASWOT's kernel
+_BATCH = 128
 _JACOBIANS = 32  # examples in the Jacobians' correlation, fewer than inputs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Initialized:
-  """Networks of C candidates at init, on the first B = min(256, n) training examples; float64.
+  """Networks of C candidates at init, on the first B = min(128, n) training examples; float64.
 
   Attributes:
     inputs: [B, d].
@@ -118,11 +117,10 @@ def naswot(net: Initialized, task: Task) -> np.ndarray:
   too is the 1e-6: a code that occurs twice lowers the score, instead of making it -inf.
   """
   del task
-  codes = np.concatenate(
-      [slopes[:, :_CODES] for slopes in net.slopes], axis=-1)
+  codes = np.concatenate(net.slopes, axis=-1)
   fine = finite(codes)
-  # 1 and -1: the product counts agreements less disagreements.
-  signs = np.where(codes > net.slope_means[:, None, None], 1.0, -1.0)
+  # 1 and -1: the product counts agreements less disagreements. Rounding makes no code.
+  signs = np.where(codes > net.slope_means[:, None, None] + 1e-9, 1.0, -1.0)
   agree = (signs @ signs.swapaxes(1, 2) / signs.shape[-1] + 1) / 2
   return np.where(fine, np.linalg.slogdet(agree + 1e-6 * np.eye(agree.shape[-1]))[1], np.nan)
 

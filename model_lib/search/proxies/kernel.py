@@ -72,62 +72,58 @@ class Regression:
 def regress(tables: np.ndarray, task: Task, dtype: type = np.float32) -> Regression:
   """Regression on at most 1,000 training examples with the kernels of `tables`.
 
-  A Cholesky decomposition that fails in `dtype` is done again in float64; if that fails too, or
-  a table is not finite, the candidate has nan.
+  A candidate has nan where its table is not finite or the Cholesky decomposition fails.
 
   Args:
     tables: kernels at ANGLES, [candidate, angle].
     task: the examples.
-    dtype: of the linear algebra.
+    dtype: of the linear algebra; with RIDGE, single precision is enough.
   """
   x, y = task.x[:_POINTS], task.y[:_POINTS]
   targets = np.eye(task.n_classes)[y]
   wanted = np.eye(task.n_classes)[task.y_val]
-  within, across = _positions(x, x, dtype), _positions(task.x_val, x, dtype)
+  centre = targets.mean(axis=0)
+  within, across = _Places(x, x, dtype), _Places(task.x_val, x, dtype)
   accuracy, error = np.full((2, len(tables)), np.nan)
   for i in np.flatnonzero(finite(tables) & (tables[:, 0] > 0)):
     table = tables[i] / tables[i, 0]
-    weights = _solve(table, within, targets - targets.mean(axis=0), dtype)
+    weights = _solve(within.read(table), (targets - centre).astype(dtype))
     if weights is not None:
-      found = _read(table, across, dtype) @ weights + targets.mean(axis=0)
+      found = across.read(table) @ weights + centre
       accuracy[i] = np.mean(found.argmax(axis=1) == task.y_val)
       error[i] = np.mean(np.sum((found - wanted)**2, axis=1))
   return Regression(accuracy, error)
 
 
-def _solve(
-    table: np.ndarray, within: tuple[np.ndarray, np.ndarray], targets: np.ndarray, dtype: type,
-) -> np.ndarray | None:
-  for precision in dict.fromkeys((dtype, np.float64)):
-    matrix = _read(table, within, precision)
-    matrix[np.diag_indices_from(matrix)] = 1 + RIDGE
-    factor, solve = linalg.get_lapack_funcs(('potrf', 'potrs'), (matrix,))
-    # Transposed, a symmetric matrix is in Fortran's order and need not be copied.
-    triangle, failed = factor(matrix.T, lower=True, clean=False, overwrite_a=True)
-    if not failed:
-      return solve(triangle, targets.astype(precision), lower=True)[0]
-  return None
+def _solve(matrix: np.ndarray, targets: np.ndarray) -> np.ndarray | None:
+  """(matrix + RIDGE)^-1 targets, with 1 on the matrix's diagonal; destroys the matrix."""
+  matrix[np.diag_indices_from(matrix)] = 1 + RIDGE
+  factor, solve = linalg.get_lapack_funcs(('potrf', 'potrs'), (matrix,))
+  # Transposed, a symmetric matrix is in Fortran's order and need not be copied.
+  triangle, failed = factor(matrix.T, lower=True, clean=False, overwrite_a=True)
+  return None if failed else solve(triangle, targets, lower=True)[0]
 
 
-def _positions(a: np.ndarray, b: np.ndarray, dtype: type) -> tuple[np.ndarray, np.ndarray]:
-  """Where the angles between rows lie in ANGLES: index of the left neighbour, and the rest."""
-  a, b = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
-          for rows in (a.astype(np.float64), b.astype(np.float64)))
-  place = np.arccos(np.clip(a @ b.T, -1, 1)) / ANGLES[1]
-  left = np.minimum(place.astype(np.int64), ANGLES.size - 2)
-  return left, (place - left).astype(dtype)
+class _Places:
+  """Where the angles between the rows of a and of b lie in ANGLES, to read many tables there."""
 
+  def __init__(self, a: np.ndarray, b: np.ndarray, dtype: type):
+    a, b = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+            for rows in (a.astype(np.float64), b.astype(np.float64)))
+    place = np.arccos(np.clip(a @ b.T, -1, 1)) / ANGLES[1]
+    self._left = np.minimum(place.astype(np.int64), ANGLES.size - 2)
+    self._rest = (place - self._left).astype(dtype)
+    # Fresh memory for each table would take longer than reading it.
+    self._found, self._start = np.empty((2, *place.shape), dtype)
 
-def _read(
-    table: np.ndarray, positions: tuple[np.ndarray, np.ndarray], dtype: type,
-) -> np.ndarray:
-  """The table between its points, linearly."""
-  left, rest = positions
-  start, steps = table[:-1].astype(dtype), np.diff(table).astype(dtype)
-  found = steps[left]
-  found *= rest
-  found += start[left]
-  return found
+  def read(self, table: np.ndarray) -> np.ndarray:
+    """The table between its points, linearly; valid until the next call."""
+    dtype = self._found.dtype
+    np.take(np.diff(table).astype(dtype), self._left, out=self._found, mode='clip')
+    np.take(table[:-1].astype(dtype), self._left, out=self._start, mode='clip')
+    self._found *= self._rest
+    self._found += self._start
+    return self._found
 
 
 def nngp(kernels: Kernels, task: Task) -> Regression:

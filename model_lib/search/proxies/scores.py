@@ -17,7 +17,7 @@ from model_lib.search.proxies.initialized import Initialized
 from model_lib.search.proxies.kernel import Kernels
 from model_lib.search.proxies.values import Evaluated, Task
 
-_CHUNK = 64  # candidates at a time: about 300 MB with the Fisher factors
+_CHUNK = 64  # candidates at a time: about 150 MB with the Fisher factors
 
 # stage -> (the stage it is made of, how). Proxies of one stage share its work.
 _STAGES: Mapping[str, tuple[str, Callable[[Any, Task], Any]]] = types.MappingProxyType({
