@@ -250,6 +250,15 @@ def test_wild_candidates_have_nan_and_do_not_touch_the_others(monkeypatch):
   assert np.isnan(chunked_table).all()
 
 
+def test_an_infinity_is_nan():
+  """Of inputs near 1e30, x^3 makes finite logits, and a gradient whose square is beyond float64."""
+  task = task_of()
+  large = Task(task.x * np.float32(1e30), task.y, task.x_val, task.y_val)
+  values, _ = all_proxies([parse('cube(x)'), parse('relu(x)')], large)
+  assert 1e250 < values['loss_at_init'][0] < np.inf and np.isnan(values['gradient_norm'][0])
+  assert np.isfinite(values['gradient_norm'][1])
+
+
 def test_seeds_are_common_and_matter():
   task = task_of()
   other = Task(task.x, task.y, task.x_val, task.y_val, seed=1)

@@ -119,6 +119,9 @@ def all_proxies(
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
   """Every proxy of every candidate.
 
+  The matrices are small: BLAS in one thread (OPENBLAS_NUM_THREADS=1, set before the start) serves
+  well, and where other programs share the cores several threads take about ten times as long.
+
   Args:
     expressions: the candidates.
     task: the data on which the kernels and the networks at init are looked at.
