@@ -9,8 +9,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 
-# A file stays in one process, since its tests share what they compile.
-tier=(-m 'not slow and not benchmark' -n 2 --dist loadfile)
+# A file stays in one process, since its tests share what they compile; the order is that of
+# tests/conftest.py.
+tier=(-m 'not slow and not benchmark' -n 2 --dist loadfile --no-loadscope-reorder)
 arguments=()
 for argument in "$@"; do
   if [ "$argument" = --all ]; then tier=(); else arguments+=("$argument"); fi

@@ -49,7 +49,32 @@ def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield path
 
 
+@pytest.fixture(scope='module')
+def unoptimized() -> Iterator[None]:
+  """The module's programs are compiled without optimization, which takes most of a test's time.
+
+  For tests of values up to rounding, or within one program. What users get is optimized, so tests
+  of the bits of members and of resumed runs, of times and of memory do without this.
+  """
+  import jax
+  before = jax.config.read('jax_disable_most_optimizations')
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)
+
+
+# Whole studies in child processes take longest: they come first, since a process that has no file
+# left waits for the other. (pytest-xdist's own order, most tests first, puts them last.)
+_FIRST = ('test_readme.py', 'launch', 'experiments')
+
+
+def _place(item: pytest.Item) -> int:
+  part = item.path.relative_to(Path(__file__).parent).parts[0]
+  return _FIRST.index(part) if part in _FIRST else len(_FIRST)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  items.sort(key=_place)
   if importlib.util.find_spec('torch') is None:
     for item in items:
       if item.get_closest_marker('parity'):

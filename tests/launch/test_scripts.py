@@ -51,7 +51,7 @@ class Clone:
     return done.returncode, calls, done.stdout, done.stderr
 
 
-FAST = '-m pytest -m not slow and not benchmark -n 2 --dist loadfile'
+FAST = '-m pytest -m not slow and not benchmark -n 2 --dist loadfile --no-loadscope-reorder'
 
 
 @pytest.fixture
