@@ -67,7 +67,7 @@ class Entropies:
     atoms: (value, mass) of each atom.
     mean, second: E f and E f^2.
     samples: how many recorded values the plug-in entropy is of; 0: the exact masses of the bins.
-      That of n samples is too small by about (occupied bins - 1) / (2 n).
+      That of n samples is too small by about (occupied bins - 1) / (2 n), n far above the bins.
   """
 
   plug_in: Units

@@ -156,6 +156,7 @@ def test_recorded_values_have_nearly_the_entropies_of_their_density():
   samples = np.random.default_rng(0).normal(0.5, 2.0, 100_000)
   density = recorded(samples)
   assert (density.mean, density.sd) == pytest.approx((0.5, 2.0), rel=0.02)
+  assert density.sd / samples.std() == pytest.approx(1.004, abs=2e-4)  # the kernel's own width
   assert density.masses(np.linspace(-40, 40, 1001)).sum() == pytest.approx(1, abs=1e-12)
   u = np.linspace(-6, 7, 27)
   np.testing.assert_allclose(density.pdf(u), stats.norm.pdf(u, 0.5, 2.0), atol=0.006)
@@ -173,6 +174,17 @@ def test_recorded_values_have_nearly_the_entropies_of_their_density():
                      return_counts=True)[1]
   assert entropies(jnp.tanh, density).primary == pytest.approx(
       _entropy(counts / samples.size, 0.1), abs=1e-9)
+
+
+def test_the_plug_in_entropy_of_recorded_values_is_too_small_by_what_it_says():
+  exact, n = entropies(lambda x: x).primary, 5000
+  errors, expected = [], []
+  for seed in range(8):
+    samples = np.random.default_rng(seed).normal(size=n)
+    errors.append(entropies(lambda x: x, recorded(samples)).primary - exact)
+    expected.append(-(np.unique(np.rint(samples / samples.std() / 0.1)).size - 1) / (2 * n))
+  assert np.mean(errors) == pytest.approx(np.mean(expected), rel=0.2)
+  assert np.mean(errors) < -0.005
 
 
 def test_preactivations_are_the_inputs_of_the_activation_layers():
