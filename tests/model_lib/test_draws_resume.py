@@ -20,6 +20,8 @@ from model_lib.training.cohort import ModelSpec
 from model_lib.training.metrics import MetricsFile
 from tests.model_lib.engine import Engine, members
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 # Slopes on the left of 0, and noise on those on the right, as dropout has it. The control draws
 # from intervals of no length: the same model without randomness.
 DRAWING = 'rrelu', 'layers.1.activation: eelu'

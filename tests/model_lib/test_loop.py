@@ -16,6 +16,8 @@ from model_lib.training.checkpoint import Checkpoints
 from model_lib.training.metrics import MetricsFile
 from tests.model_lib.engine import HELD_OUT, SPLITS, Engine, MLP, images, members
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 STEPS = 23
 
 

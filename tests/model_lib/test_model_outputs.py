@@ -19,6 +19,8 @@ from model_lib.normalization import get_norm
 from model_lib.parametrization import Rule, get_parametrization, table
 from tests.model_lib import model_cases as cases
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 
 # Norms and placements.
 

@@ -18,6 +18,8 @@ from model_lib.models.hyper import set_hp
 from model_lib.models.width import count_parameters, matched_widths
 from tests.model_lib import model_cases as cases
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 # Building.
 
 
@@ -201,32 +203,6 @@ def test_the_gain_of_a_switch_is_its_first_branch() -> None:
   model = models.build('mlp', activation='switch(tanh, relu)', **cases.SIZES['mlp'])
   hp = cases.init(model, cases.inputs('mlp'))['hp']
   assert hp['head']['init_gain'] == np.float32(consumer_gains('tanh')[0])
-
-
-@pytest.mark.parametrize('name', ['mlp', 'vit', 'gpt'])
-def test_one_program_trains_members_with_different_numbers(name) -> None:
-  """lax.map over (hp, key): init, loss and gradient; a member has the bits it has alone."""
-  model = models.build(name, activation='switch(relu, tanh)', **cases.SIZES[name])
-  x = cases.inputs(name)
-  gains = consumer_gains('switch(relu, tanh)')
-  hp = set_hp(cases.numbers(model, x)['hp'], activation_code=np.array([0, 1, 1]),
-              init_gain=np.array([*gains, 0.5]))
-  keys = jnp.stack([jax.random.key(0)] * 3)
-
-  def member(hp, key):
-    _, state = model.apply({'hp': hp}, x, train=False, rngs={'params': key},
-                           mutable=['params', 'batch_stats'])
-
-    def loss(params):
-      return jnp.mean(jnp.square(model.apply({'hp': hp, 'params': params}, x, train=True)))
-    return jax.value_and_grad(loss)(state['params'])
-
-  population = jax.jit(lambda members: jax.lax.map(lambda args: member(*args), members))
-  losses, grads = population((hp, keys))
-  assert len(set(np.asarray(losses).tolist())) == 3
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
-  alone = population(jax.tree.map(lambda leaf: leaf[1:2], (hp, keys)))
-  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b[0]), (losses, grads), alone)
 
 
 # Activations.

@@ -16,6 +16,8 @@ from model_lib.training.population import Population, call_bytes
 from model_lib.training.tasks import Classification
 from tests.model_lib.engine import cohort, images, members
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 N = 12
 SMALL = ModelSpec('mlp', {'widths': (64,)})
 

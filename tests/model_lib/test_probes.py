@@ -13,6 +13,8 @@ from model_lib.analysis import probes, streaming
 from model_lib.errors import UserError
 from model_lib.models import build
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 
 def _loss(logits, y):
   logp = jax.nn.log_softmax(logits)

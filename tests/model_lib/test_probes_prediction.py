@@ -13,6 +13,8 @@ from model_lib.analysis import prediction
 from model_lib.errors import UserError
 from model_lib.models import build
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 
 def _input(count=1, features=32):
   x = np.random.default_rng(0).normal(size=(count, features)).astype(np.float32)
