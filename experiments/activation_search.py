@@ -16,7 +16,7 @@ which functions happen to suit ReLU's initialization (config.init_gain=false doe
 A small vision transformer repeats part of it; with 8 seeds it names no winner.
 
 Cost on two CPU cores: smoke under 30 s; the comparison of cpu 16 minutes beside other work, 3.9 GB.
-To expect from it on digits, in nats: ReLU .096 [.091, .100], identity worse by .030 [.026, .034],
+To expect from it on digits, in nats: ReLU .096 [.091, .101], identity worse by .030 [.026, .034],
 the best (x sin x) better by .032 [.025, .038], copies of ReLU apart by up to .023
 (results/activation_search/cpu; README.md shows the tables).
 """
@@ -27,12 +27,14 @@ import dataclasses
 import json
 from pathlib import Path
 
-from experiments.parts import comparison
+from experiments.parts import comparison, eafo, search
 from experiments.parts.comparison import COMMON, IN_VIT, Arms
+from experiments.parts.eafo import Eafo
+from experiments.parts.search_cohorts import Search
 from launch.study import DataRequest, EngineConfig, IoConfig, Report, Run, Study, field, main
 from launch.study.claims import NOT_TESTABLE, Claim, Outcome
 
-PARTS = {'comparison': comparison}
+PARTS = {'comparison': comparison, 'search': search, 'eafo': eafo}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,16 +57,25 @@ class Config:
   vit_patch: int = field(2, 'Patch size of the ViT in pixels.', low=1)
   vit_dim: int = field(32, 'Width of the ViT; 4 heads.', low=4)
   vit_depth: int = field(2, 'Blocks of the ViT.', low=1)
+  search: Search = Search()
+  eafo: Eafo = Eafo()
   engine: EngineConfig = EngineConfig()
   io: IoConfig = IoConfig()
 
 
 _TINY = dict(selection_seeds=1, fresh_seeds=2, null_copies=2, shuffled_seeds=2, steps=60)
+_SMALL_SEARCH = dict(
+    operators=('identity', 'relu', 'tanh', 'sigmoid', 'abs', 'add', 'mul', 'max'), steps=60,
+    marks=(10, 30), live_evaluations=8, live_batch=4, searches=4, evaluations=(5, 10), copies=4, finalists=2, selection_seeds=1,
+    fresh_seeds=2)
 PRESETS = {
     'smoke': {'parts': ('comparison',), 'models': ('mlp',), 'engine.log_every': 10,
               'io.checkpoint_interval_s': 0.0,
               'mlp.activations': ('identity', 'relu', 'gelu', 'silu', 'crrelu'),
-              **{f'mlp.{k}': v for k, v in _TINY.items()}},
+              **{f'mlp.{k}': v for k, v in _TINY.items()},
+              **{f'search.{k}': v for k, v in _SMALL_SEARCH.items()},
+              'eafo.activations': ('identity', 'relu', 'gelu', 'tanh', 'sin'), 'eafo.steps': 60,
+              'eafo.ranking_seeds': 2, 'eafo.sign_seeds': 2, 'eafo.recorded_seeds': 2},
     'quick': {'parts': ('comparison',), 'models': ('mlp',), 'mlp.activations': COMMON,
               'mlp.selection_seeds': 2, 'mlp.fresh_seeds': 16, 'mlp.null_copies': 16, 'mlp.shuffled_seeds': 8},
     'cpu': {},
@@ -99,7 +110,8 @@ def report(run: Run) -> Report:
   for claim in claims(run.config):
     found.setdefault(claim.id, Outcome(NOT_TESTABLE, None, None, 0, 'what it is about was not run'))
   return Report([table for report in reports for table in report.tables], found,
-                {key: value for report in reports for key, value in report.figures.items()})
+                {key: value for report in reports for key, value in report.figures.items()},
+                files={key: value for report in reports for key, value in report.files.items()})
 
 
 def check(config: Config) -> None:

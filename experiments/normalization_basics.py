@@ -169,10 +169,9 @@ def cohorts(config: Config):
   if len(factors) > 1:
     rows = yield stage('select', lambda cell: factors)
     chosen = selection.choose(rows, CELL)
-    step = factors[-1] / factors[-2]
     for number in range(MOST_WIDENINGS):
-      wider = stage(f'widen{number + 1}', lambda cell, chosen=chosen: (
-          (chosen[cell].factor * step**chosen[cell].edge,) if chosen[cell].edge else ()))
+      wider = stage(f'widen{number + 1}', lambda cell, chosen=chosen: selection.beyond(
+          chosen[cell], factors))
       if not wider:
         break
       rows = pd.concat([rows, (yield wider)])

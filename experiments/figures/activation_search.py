@@ -164,6 +164,132 @@ def training_curves(metrics: pd.DataFrame, results: pd.DataFrame | None = None,
   return figure
 
 
+def regret_curves(regrets: pd.DataFrame) -> Figure:
+  """Mean regret of every algorithm against the budget, with 95 % intervals, one panel per table.
+
+  Args:
+    regrets: rows with table ('trained', 'permuted'), algorithm, evaluations, regret, regret_low,
+      regret_high and bound, the regret of looking at everything.
+  """
+  tables = list(dict.fromkeys(regrets.table))
+  with plotting.style():
+    figure = plotting.new_figure(0.4 + 3.6 * len(tables), 3.4)
+    panels = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axes, table in zip(panels, tables):
+      own = regrets[regrets.table == table]
+      for index, (name, group) in enumerate(own.groupby('algorithm', sort=False)):
+        plotting.line_with_band(axes, group.evaluations, group.regret, group.regret_low,
+                                group.regret_high, label=name, index=index)
+      axes.axhline(own.bound.iloc[0], color=plotting.GREY, linewidth=1.0, label='exhaustive')
+      axes.set_xscale('log')
+      axes.set_xticks(sorted(set(own.evaluations)), labels=map(str, sorted(set(own.evaluations))))
+      axes.minorticks_off()
+      axes.set_ylim(bottom=0)
+      axes.set_xlabel('budget (full trainings)')
+      axes.set_ylabel('regret in test log-loss (nats)')
+      axes.set_title(f'{table} losses')
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside upper center', ncols=len(labels))
+  return figure
+
+
+def proxy_taus(rows: pd.DataFrame) -> Figure:
+  """Kendall's tau of every proxy with its 95 % interval; the table's own reliability as a line.
+
+  Args:
+    rows: phases 'proxy' (proxy, tau, tau_low, tau_high) and 'ceiling' (proxy 'all', tau).
+  """
+  found = rows[rows.phase == 'proxy']
+  ceiling = rows[(rows.phase == 'ceiling') & (rows.proxy == 'all')].tau
+  estimates = [plotting.Estimate(row.proxy, row.tau, row.tau_low, row.tau_high)
+               for row in found.itertuples()]
+  with plotting.style():
+    figure = plotting.new_figure(6.2, plotting.forest_height(len(estimates)))
+    axes = figure.subplots()
+    plotting.forest(axes, estimates, x_label="Kendall's tau with the mean test loss, in the "
+                    'expected direction')
+    axes.axvline(0, color=plotting.GREY, linewidth=0.8)
+    if len(ceiling):
+      axes.axvline(float(ceiling.iloc[0]), color=plotting.RED, linewidth=1.0, linestyle='--',
+                   label='split-half tau of the table')
+      figure.legend(loc='outside upper center')
+  return figure
+
+
+def expressions(texts: Sequence[str], half_width: float = 4.0, points: int = 1600) -> Figure:
+  """f and f' of expressions of the search language on [-half_width, half_width].
+
+  Args:
+    texts: expressions; learnable scalars have their first values.
+    half_width: of the range of x.
+    points: of the grid, an even number, so that 0 lies between two.
+  """
+  from model_lib.search import Evaluator, parse  # pylint: disable=g-import-not-at-top
+  x = np.linspace(-half_width, half_width, points)
+  at = Evaluator(x)
+  return plotting.function_grid(
+      {text: plotting.Curve(x, at.value(parse(text)), at.slope(parse(text))) for text in texts},
+      x_label='pre-activation x', columns=4)
+
+
+def entropy_against_loss(entropy: pd.Series, loss: pd.Series) -> Figure:
+  """Mean test loss of every activation against its entropy under N(0, 1).
+
+  Args:
+    entropy: primary, by activation.
+    loss: by activation; nan is left out, and what is over HIGHEST times the lowest stands at the
+      top as a triangle.
+  """
+  both = pd.concat([entropy, loss], axis=1, keys=['entropy', 'loss']).dropna()
+  top = HIGHEST * both.loss.min()
+  inside = both[both.loss <= top]
+  with plotting.style():
+    figure = plotting.new_figure(5.6, 4.0)
+    axes = figure.subplots()
+    axes.scatter(inside.entropy, inside.loss, s=12, color=plotting.BLUE)
+    above = both[both.loss > top]
+    axes.scatter(above.entropy, [top] * len(above), s=18, marker='^', color=plotting.GREY,
+                 label=f'{len(above)} above', clip_on=False)
+    for name in HIGHLIGHT:
+      if name in inside.index:
+        axes.annotate(name, inside.loc[name], xytext=(4, 3), textcoords='offset points', fontsize=8)
+    axes.set_yscale('log')
+    plotting.plain_log_axis(axes)
+    axes.set_xlabel('entropy of f / sd f under N(0, 1), bins of 0.1 (nats)')
+    axes.set_ylabel('test log-loss (nats)')
+    if len(above):
+      figure.legend(loc='outside upper center')
+  return figure
+
+
+def learned_coefficients(rows: pd.DataFrame) -> Figure:
+  """The learned coefficient of every seed, by start and layer, one panel per function.
+
+  Args:
+    rows: columns arm, start, layer, seed, epsilon.
+  """
+  arms, starts = list(dict.fromkeys(rows.arm)), sorted(set(rows.start), reverse=True)
+  layers = sorted(set(rows.layer))
+  with plotting.style():
+    figure = plotting.new_figure(0.4 + 3.4 * len(arms), 3.2)
+    panels = figure.subplots(1, len(arms), squeeze=False, sharey=True)[0]
+    for axes, arm in zip(panels, arms):
+      axes.axhline(0, color=plotting.GREY, linewidth=0.8)
+      for index, layer in enumerate(layers):
+        for place, start in enumerate(starts):
+          own = rows[(rows.arm == arm) & (rows.layer == layer) & (rows.start == start)].epsilon
+          x = place + 0.3 * (index - (len(layers) - 1) / 2) + np.linspace(-0.1, 0.1, len(own))
+          axes.scatter(x, np.sort(own), s=8, color=plotting.PALETTE[index],
+                       label=layer if place == 0 else None)
+      axes.set_xticks(range(len(starts)), labels=[f'{start:+g}' for start in starts])
+      axes.set_xlabel('start of epsilon')
+      axes.set_title(arm)
+    panels[0].set_ylabel('learned epsilon')
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside upper center', ncols=len(labels))
+  return figure
+
+
 def _curve(spec: str, half_width: float, points: int) -> plotting.Curve:
   import jax  # pylint: disable=g-import-not-at-top
   import jax.numpy as jnp  # pylint: disable=g-import-not-at-top

@@ -143,11 +143,9 @@ def cohorts(config: Any):
     rows = yield [cohort('select', p, selection_runs(p, lambda a, c: config.rate_factors))
                   for p in listed]
     choices = selection.choose(rows, ('activation', 'copy'))
-    step = config.rate_factors[-1] / config.rate_factors[-2] if len(config.rate_factors) > 1 else 3
 
-    def beyond(activation, copy, choices=choices, step=step):
-      choice = choices[activation, copy]
-      return (choice.factor * step**choice.edge,) if choice.edge else ()
+    def beyond(activation, copy, choices=choices):
+      return selection.beyond(choices[activation, copy], config.rate_factors)
 
     wider = [(p, selection_runs(p, beyond)) for p in listed]
     wider = [cohort('widen', p, members) for p, members in wider if members]

@@ -59,6 +59,18 @@ def choose(rows: pd.DataFrame, arm: Sequence[str]) -> dict[Hashable, Choice]:
   return choices
 
 
+def beyond(choice: Choice, factors: Sequence[float]) -> tuple[float, ...]:
+  """The factor one step beyond the edge at which a choice lies; none where it lies inside.
+
+  Args:
+    choice: of an arm.
+    factors: those that all arms were run at, ascending; the last step among them is repeated.
+  """
+  if not choice.edge:
+    return ()
+  return (choice.factor * (factors[-1] / factors[-2])**choice.edge,)
+
+
 @dataclasses.dataclass(frozen=True)
 class Compared:
   """One arm against the reference, over fresh seeds.

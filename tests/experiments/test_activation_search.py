@@ -115,7 +115,8 @@ def play(config: study.Config, world: World = World()) -> Played:
 @pytest.fixture(scope='module')
 def full() -> Played:
   """The preset `cpu`: every activation, both models, some arms beyond the edge."""
-  return play(resolved('cpu', parts=('comparison',)), World(best={('relu', 0): 3.0, ('tanh', 0): 1 / 3, ('relu', 5): 9.0,
+  config = resolved('cpu', parts=('comparison',))
+  return play(config, World(best={('relu', 0): 3.0, ('tanh', 0): 1 / 3, ('relu', 5): 9.0,
                                            ('swiglu', 0): 3.0}))
 
 

@@ -33,6 +33,14 @@ def test_edges(best, edge):
   assert (choice.factor, choice.edge) == (best, edge)
 
 
+def test_one_step_beyond_the_edge():
+  factors = (1 / 3, 1.0, 3.0)
+  for factor, edge, wanted in ((1 / 3, -1, (1 / 9,)), (1.0, 0, ()), (3.0, 1, (9.0,))):
+    assert selection.beyond(selection.Choice(factor, 0.1, edge), factors) == pytest.approx(wanted)
+  # With one factor, or where every one diverged, there is no edge.
+  assert selection.beyond(selection.Choice(1.0, 0.1, 0), (1.0,)) == ()
+
+
 def test_a_factor_with_a_diverged_run_is_not_eligible():
   losses = {('a', 1.0): [0.9, 0.9], ('a', 4.0): [0.1, 0.1], ('b', 1.0): [0.9], ('b', 4.0): [0.1]}
   found = selection.choose(runs(losses, {('a', 4.0, 1)}), ['arm'])

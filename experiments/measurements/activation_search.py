@@ -1,0 +1,190 @@
+"""What the search part of the activation search computes from its table: regrets, proxies, ceilings.
+
+Every function here is a measurement: rows without training. They read the rows of the cohorts that
+trained every function of the space, as a `model_lib.search.tabulated.Table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from launch.study import Given
+from model_lib.analysis import statistics
+from model_lib.search import Space, algorithms, get_space, proxies, tabulated
+from model_lib.search.algorithms import Algorithm
+from model_lib.search.tabulated import Table
+
+RANDOM = 'random'
+ALGORITHMS = (RANDOM, 'evolution', 'reinforce', 'knn', 'gp', 'halving')
+TOP = 0.1
+_RESAMPLES = 200
+_PERMUTATION_SEED = 20
+
+
+def space_of(name: str, operators: Sequence[str]) -> Space:
+  """A named space, with some of its operators alone where any are given."""
+  space = get_space(name)
+  return space.restricted(operators) if operators else space
+
+
+def table_of(rows: pd.DataFrame, meta: Mapping[str, Any]) -> Table:
+  """The table of the runs of phase 'table': columns activation, seed, and losses at all steps."""
+  rows = rows[rows.phase == 'table']
+  last = int(rows.steps.iloc[0])
+  marks = sorted(int(column.rsplit('_', 1)[1]) for column in rows
+                 if column.startswith('val_loss_at_') and rows[column].notna().any())
+  suffixes = [*(f'_at_{mark}' for mark in marks), '']
+  texts = tuple(dict.fromkeys(rows.activation))
+  seeds = tuple(int(seed) for seed in dict.fromkeys(rows.seed))
+
+  def measured(column: str) -> np.ndarray:
+    wide = [rows.pivot(index='activation', columns='seed', values=column + suffix)
+            .loc[list(texts), list(seeds)].to_numpy(np.float64) for suffix in suffixes]
+    return np.stack(wide, -1)
+
+  return Table(texts, seeds, (*marks, last), measured('val_loss'), measured('test_loss'),
+               measured('val_accuracy'), measured('test_accuracy'), dict(meta))
+
+
+def proxy_task(given: Given) -> proxies.Task:
+  """The first split's training and validation images, standardized as the models see them."""
+  data = given.data.dataset
+  split = given.data.splits[0]
+  inputs = (data.inputs.reshape(len(data.inputs), -1).astype(np.float64) - data.mean) / data.std
+  labels = np.asarray(data.labels)
+  order = np.random.default_rng(0).permutation(split.train)[:1000]
+  return proxies.Task(inputs[order], labels[order], inputs[split.val], labels[split.val])
+
+
+def surrogate_features(table: Table, task: proxies.Task) -> np.ndarray:
+  """Outputs and Fisher eigenvalues of every function, each block scaled to mean square 1."""
+  outputs = algorithms.output_features(table.candidates, min(16, len(table.candidates)))
+  fisher = proxies.fisher_features(table.candidates, task)
+  known = np.isfinite(fisher).all(1)
+  fisher[~known] = fisher[known].mean(0)  # what cannot be looked at lies in the middle
+  blocks = []
+  for block in (outputs, fisher):
+    block = block - block.mean(0)
+    blocks.append(block / max(np.sqrt((block**2).sum(1).mean()), 1e-12))
+  return np.concatenate(blocks, 1)
+
+
+def makers(table: Table, space: Space, features: np.ndarray) -> dict[str, Callable[[int], Algorithm]]:
+  """algorithm -> seed -> a search on the table."""
+  change = algorithms.Mutations(space, ('change',))
+  return {
+      RANDOM: lambda seed: algorithms.RandomSearch(space, table.row, seed),
+      'evolution': lambda seed: algorithms.Evolution(change, table.row, seed),
+      'reinforce': lambda seed: algorithms.Controller(space, table.row, seed),
+      'knn': lambda seed: algorithms.NearestNeighbours(table.candidates, features, seed),
+      'gp': lambda seed: algorithms.GaussianProcessSearch(table.candidates, features, seed),
+      'halving': lambda seed: algorithms.Halving(
+          algorithms.RandomSearch(space, table.row, seed), (*table.steps[:-1], None)),
+  }
+
+
+def permuted(table: Table) -> Table:
+  """The same losses dealt out to other functions: on it no search can be better than another."""
+  order = np.random.default_rng(_PERMUTATION_SEED).permutation(len(table.expressions))
+  return Table(table.expressions, table.seeds, table.steps, table.validation_loss[order],
+               table.test_loss[order], table.validation_accuracy[order],
+               table.test_accuracy[order], dict(table.meta))
+
+
+def measure_regrets(given: Given, cohorts: Sequence[str], space: str, operators: Sequence[str],
+                    searches: int, evaluations: Sequence[int]) -> list[dict[str, Any]]:
+  """Regret of every algorithm after some budgets, on the table and on the permuted one.
+
+  Args:
+    cohorts: that trained the table.
+    space, operators: of which the table is.
+    searches: search seeds per algorithm.
+    evaluations: budgets in full trainings, ascending.
+
+  Returns:
+    A row per table, algorithm and budget, with the mean regret in nats over the searches that have
+    finished a training by then, and the paired difference to random search.
+  """
+  whole = table_of(given.rows(cohorts), {})
+  candidates = space_of(space, operators)
+  features = surrogate_features(whole, proxy_task(given))
+  marks = [whole.steps[-1] * n for n in evaluations]
+  rows = []
+  for name, table in (('trained', whole), ('permuted', permuted(whole))):
+    curves = {algorithm: tabulated.regret_curves(table, make, searches, marks)
+              for algorithm, make in makers(table, candidates, features).items()}
+    bound = tabulated.exhaustive_regret(table)
+    for place, count in enumerate(evaluations):
+      paired = {algorithm: statistics.paired_difference(*_both(curves, algorithm, place))
+                for algorithm in ALGORITHMS if algorithm != RANDOM}
+      p = dict(zip(paired, statistics.holm([one.p for one in paired.values()]), strict=True))
+      for algorithm in ALGORITHMS:
+        regret = curves[algorithm][:, place]
+        mean = statistics.mean_interval(regret[np.isfinite(regret)])
+        row = {'part': 'search', 'phase': 'regret', 'table': name, 'algorithm': algorithm,
+               'evaluations': count, 'regret': mean.mean, 'regret_low': mean.low,
+               'regret_high': mean.high, 'searches': mean.n, 'bound': float(bound.mean())}
+        if algorithm in paired:
+          one = paired[algorithm]
+          row |= {'difference': one.mean, 'difference_low': one.low, 'difference_high': one.high,
+                  'p': float(p[algorithm]), 'pairs': one.n}
+        rows.append(row)
+  return rows
+
+
+def _both(curves: Mapping[str, np.ndarray], algorithm: str, place: int):
+  """Regrets of an algorithm and of random search where both have finished a training."""
+  own, random = curves[algorithm][:, place], curves[RANDOM][:, place]
+  both = np.isfinite(own) & np.isfinite(random)
+  return own[both], random[both]
+
+
+def measure_proxies(given: Given, cohorts: Sequence[str]) -> list[dict[str, Any]]:
+  """Kendall's tau of every proxy with the mean last test loss, and what a proxy costs.
+
+  A tau is counted in the proxy's expected direction: positive where it predicts as expected. The
+  top tau is over the share TOP of the functions with the lowest loss; it ranks what was chosen by
+  the losses that are ranked, so it is too low rather than too high. Losses on the way are of the
+  first seed and are held against the other seeds' test losses.
+
+  Returns:
+    A row per proxy, and two of the table's own split-half tau, which is the ceiling.
+  """
+  table = table_of(given.rows(cohorts), {})
+  values, seconds = proxies.all_proxies(table.candidates, proxy_task(given))
+  found = [(name, proxies.names()[name].sign, values[name], seconds[name], table.test_loss[..., -1])
+           for name in values]
+  for place, step in enumerate(table.steps[:-1]):
+    found.append((f'validation loss after {step} steps', -1, table.validation_loss[:, 0, place],
+                  np.nan, table.test_loss[:, 1:, -1]))
+  rows = []
+  for name, sign, value, wall_s, losses in found:
+    loss = losses.mean(1)
+    known = np.isfinite(value) & np.isfinite(loss)
+    best = known & (loss <= np.quantile(loss[known], TOP))
+    tau, low, high = _tau(-sign * value[known], loss[known])
+    rows.append({'part': 'search', 'phase': 'proxy', 'proxy': name, 'expected': sign, 'tau': tau,
+                 'tau_low': low, 'tau_high': high,
+                 'tau_top': float(stats.kendalltau(-sign * value[best], loss[best]).statistic),
+                 'functions': int(known.sum()), 'wall_s': wall_s})
+  for top, name in ((1.0, 'all'), (TOP, 'top')):
+    rows.append({'part': 'search', 'phase': 'ceiling', 'proxy': name,
+                 'tau': tabulated.reliability(table.test_loss[..., -1], top),
+                 'functions': round(top * len(table.expressions))})
+  return rows
+
+
+def _tau(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+  """Kendall's tau-b with a 95 % percentile interval over resampled functions."""
+  rng = np.random.default_rng(0)
+  resampled = []
+  for _ in range(_RESAMPLES):
+    chosen = rng.integers(len(a), size=len(a))
+    resampled.append(stats.kendalltau(a[chosen], b[chosen]).statistic)
+  low, high = np.quantile(resampled, [0.025, 0.975])
+  return float(stats.kendalltau(a, b).statistic), float(low), float(high)

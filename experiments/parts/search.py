@@ -1,0 +1,197 @@
+"""What the search part of the activation search reports: tables, verdicts, figures, the npz."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from experiments.parts.search_cohorts import BESIDE, PART, REFERENCE, check, cohorts, valid
+from launch.study import Report, Run
+from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Outcome
+from launch.study.comparison import comparison_table, ranking
+from launch.study.tables import Column, Table, fixed, integer, interval, p_value
+from model_lib.analysis import selection
+
+__all__ = ['TESTABLE', 'check', 'cohorts', 'report']
+
+MIN_SEEDS, MIN_SEARCHES = 16, 30
+MAX_EDGE_SHARE = 0.10
+TESTABLE = (f'not testable below {MIN_SEARCHES} searches or {MIN_SEEDS} fresh seeds, or when over '
+            f'{MAX_EDGE_SHARE:.0%} of the finalists choose the edge of the learning rates; a claim '
+            'on searches is not testable either where the algorithm differs from random search on '
+            'the table with permuted losses')
+
+
+def searches_table(rows: pd.DataFrame, dataset: str) -> Table:
+  """Regret after each budget, trained and permuted, random search first."""
+  from experiments.measurements import activation_search as measured
+  found = []
+  for (table, algorithm), group in rows[rows.phase == 'regret'].groupby(
+      ['table', 'algorithm'], sort=False):
+    for _, row in group.iterrows():
+      found.append({
+          'table': table, 'algorithm': algorithm, 'evaluations': int(row.evaluations),
+          'regret': row.regret, 'interval': (row.regret_low, row.regret_high),
+          'difference': _number(row.difference),
+          'difference_interval': _pair(row.difference_low, row.difference_high),
+          'p': _number(row.p), 'searches': int(row.searches), 'bound': row.bound})
+  return Table(
+      f'Searches on the table of {dataset}', (
+          Column('table', 'losses', right=False), Column('algorithm', 'algorithm', right=False),
+          Column('evaluations', 'trainings', format=integer()),
+          Column('regret', 'regret', 'nats', fixed(4)), Column('interval', '95 %', format=interval(4)),
+          Column('difference', f'difference to {measured.RANDOM}', 'nats', fixed(4, signed=True)),
+          Column('difference_interval', '95 %', format=interval(4, signed=True)),
+          Column('p', 'p', format=p_value()), Column('searches', 'n', format=integer()),
+          Column('bound', 'exhaustive', 'nats', fixed(4))),
+      found,
+      ['Regret: mean test loss, over the seeds that the search does not see, of the function with '
+       'the lowest validation loss on the seed that it sees, minus the lowest such mean of all.',
+       'Intervals: over search seeds, for this table. Difference: paired with random search of the '
+       'same seed; p: Holm-corrected over the algorithms. Exhaustive: what is left to one who sees '
+       'the seen seed of every function. Permuted: the losses dealt out to other functions.',
+       'A successive halving spends the same number of steps, on shorter runs as well.'])
+
+
+def proxies_table(rows: pd.DataFrame, dataset: str) -> Table:
+  """Every proxy's Kendall tau and cost, the best first, and the ceiling."""
+  from experiments.measurements import activation_search as measured
+  ceiling = rows[rows.phase == 'ceiling'].set_index('proxy')
+  found = [{'proxy': row.proxy, 'expected': 'higher' if row.expected > 0 else 'lower',
+            'tau': row.tau, 'interval': (row.tau_low, row.tau_high), 'top': row.tau_top,
+            'functions': int(row.functions), 'seconds': _number(row.wall_s)}
+           for _, row in rows[rows.phase == 'proxy'].sort_values('tau', ascending=False).iterrows()]
+  return Table(
+      f'Proxies of the mean test loss on {dataset}', (
+          Column('proxy', 'proxy', right=False), Column('expected', 'better if', right=False),
+          Column('tau', "Kendall's tau", format=fixed(3, signed=True)),
+          Column('interval', '95 %', format=interval(3, signed=True)),
+          Column('top', f'tau in the best {measured.TOP:.0%}', format=fixed(3, signed=True)),
+          Column('functions', 'n', format=integer()),
+          Column('seconds', 'time for all', 's', fixed(2))),
+      found,
+      [f'Split-half tau of the table itself: {ceiling.tau["all"]:.3f} over all functions, '
+       f'{ceiling.tau["top"]:.3f} in the best {measured.TOP:.0%}: the ceiling of a proxy as noisy '
+       'as half of the seeds.',
+       'A tau above 0: the proxy predicts in the direction that was fixed before. Intervals: over '
+       'resampled functions. Losses on the way: of one seed, against the test losses of the others; '
+       'their time is that of the training.'])
+
+
+def curse_table(rows: pd.DataFrame, arms: list[str]) -> Table:
+  """What the finalists and the luckiest copies of ReLU gain on the table and with fresh seeds."""
+  table = rows[(rows.phase == 'table') | (rows.phase == 'copies')]
+  fresh = rows[rows.phase == 'fresh']
+  relu = {'table': table[(table.activation == REFERENCE) & (table['copy'] == 0)].val_loss.mean(),
+          'fresh': fresh[(fresh.activation == REFERENCE) & (fresh['copy'] == 0)].val_loss.mean()}
+  found = []
+  copies = [(REFERENCE, int(copy)) for copy in sorted(set(fresh['copy'])) if copy]
+  for text, copy in [*((arm, 0) for arm in arms if arm != REFERENCE), *copies]:
+    losses = {name: part[(part.activation == text) & (part['copy'] == copy)].val_loss.mean()
+              for name, part in (('table', table), ('fresh', fresh))}
+    if not math.isnan(losses['table']):
+      found.append({'activation': text + (f', copy {copy}' if copy else ''),
+                    'table': losses['table'] - relu['table'],
+                    'fresh': losses['fresh'] - relu['fresh']})
+  return Table("The winner's curse: validation loss minus ReLU's", (
+      Column('activation', 'activation', right=False),
+      Column('table', 'on the table, by which it was chosen', 'nats', fixed(4, signed=True)),
+      Column('fresh', 'fresh seeds, own rate', 'nats', fixed(4, signed=True))), found,
+      ['The copies of ReLU are those with the lowest loss of all that were run beside the table.'])
+
+
+def outcomes(rows: pd.DataFrame) -> dict[str, Outcome]:
+  """One outcome per claim."""
+  from experiments.measurements import activation_search as measured
+  found = {}
+  regrets = rows[rows.phase == 'regret']
+  budget = regrets.evaluations.max()
+  last = regrets[regrets.evaluations == budget].set_index(['table', 'algorithm'])
+  for algorithm in measured.ALGORITHMS:
+    if algorithm == measured.RANDOM:
+      continue
+    row, control = last.loc['trained', algorithm], last.loc['permuted', algorithm]
+    passed = row.difference_high < 0 and row.p < 0.05
+    problem = ''
+    if row.pairs < MIN_SEARCHES:
+      problem = f'{int(row.pairs)} pairs of searches, at least {MIN_SEARCHES} are needed'
+    elif control.p < 0.05:
+      problem = (f'on permuted losses it differs from random search by {control.difference:.4f}, '
+                 f'p {control.p:.3g}')
+    verdict = NOT_TESTABLE if problem else REPRODUCED if passed else NOT_REPRODUCED
+    found[f'{algorithm}_beats_random'] = Outcome(
+        verdict, row.difference, (row.difference_low, row.difference_high), int(row.pairs),
+        problem or f'regret {row.regret:.4f} after {int(budget)} trainings, exhaustive '
+        f'{row.bound:.4f}, Holm p {row.p:.3g}; permuted {control.difference:+.4f}')
+
+  fresh = rows[rows.phase == 'fresh']
+  own = fresh[fresh['copy'] == 0]
+  compared = selection.compare(own, list(dict.fromkeys(own.activation)), REFERENCE, 'test_loss')
+  line, copies = selection.null_line(fresh[fresh['copy'] > 0], own[own.activation == REFERENCE],
+                                     'test_loss')
+  whole = [arm for arm in ranking(compared) if not compared[arm].diverged and arm != REFERENCE
+           and arm not in BESIDE]
+  choices = selection.choose(rows[rows.phase == 'selection'], ('activation', 'copy'))
+  share = selection.share_at_edge(choices)
+  if not whole:
+    found['finalist_passes_null'] = Outcome(NOT_TESTABLE, None, None, 0, 'every finalist diverged')
+    return found
+  best = whole[0]
+  paired, p = compared[best].paired, compared[best].p_adjusted
+  problem = ''
+  if not copies:
+    problem = 'no copies of ReLU were run'
+  elif paired.n < MIN_SEEDS:
+    problem = f'{paired.n} fresh seeds, at least {MIN_SEEDS} are needed'
+  elif share > MAX_EDGE_SHARE:
+    problem = f'{share:.0%} of the finalists choose the edge of the learning rates'
+  passed = -paired.mean > line and p < 0.05
+  verdict = NOT_TESTABLE if problem else REPRODUCED if passed else NOT_REPRODUCED
+  found['finalist_passes_null'] = Outcome(
+      verdict, paired.mean, (paired.low, paired.high), paired.n,
+      problem or f'best: {best}; line {line:.4f} from {copies} copies of ReLU; Holm p {p:.3g}')
+  return found
+
+
+def report(run: Run) -> Report:
+  """The tables, the claims' outcomes, the figures, and the table of all functions as a file."""
+  from experiments.measurements import activation_search as measured
+  from experiments.figures import activation_search as figures
+  config, rows = run.config, run.rows[run.rows.part == PART]
+  fresh = rows[(rows.phase == 'fresh') & (rows['copy'] == 0)]
+  arms = list(dict.fromkeys(fresh.activation))
+  choices = {text: choice for (text, copy), choice in selection.choose(
+      rows[rows.phase == 'selection'], ('activation', 'copy')).items() if copy == 0}
+  line, copies = selection.null_line(
+      rows[(rows.phase == 'fresh') & (rows['copy'] > 0)], fresh[fresh.activation == REFERENCE],
+      'test_loss')
+  s = config.search
+  found = valid(s.space, s.operators)
+  size = f'MLP {"-".join(map(str, config.mlp_widths))}'
+  final = comparison_table(
+      f'Finalists of {s.space} on {run.dataset}, {size}, {s.steps} steps', 'activation', REFERENCE,
+      fresh, choices,
+      [str(found),
+       f'Null row: {copies} copies of ReLU, the luckiest of {s.copies}; their largest difference is '
+       f'{line:.4f} nats. A gain must pass this line.',
+       f'The seeds share {config.splits} splits: the intervals hold for these test images.'])
+  searched = rows[rows.phase == 'regret']
+  meta = {'dataset': run.dataset, 'space': s.space, 'learning_rate': s.rate,
+          'batch_size': s.batch_size, 'widths': list(config.mlp_widths)}
+  return Report(
+      [searches_table(rows, run.dataset), proxies_table(rows, run.dataset), final,
+       curse_table(rows, arms)],
+      outcomes(rows),
+      {'regret': lambda: figures.regret_curves(searched),
+       'proxies': lambda: figures.proxy_taus(rows),
+       'finalists': lambda: figures.expressions(arms)},
+      files={'table.npz': lambda path: measured.table_of(rows, meta).write(path)})
+
+
+def _number(value: float) -> float | None:
+  return None if value is None or math.isnan(value) else float(value)
+
+
+def _pair(low: float, high: float) -> tuple[float, float] | None:
+  return None if math.isnan(low) else (float(low), float(high))

@@ -1,0 +1,212 @@
+"""What the search part of the activation search trains and measures, in its order.
+
+Every function of a space once, searches on that table and what predicts it, a live search, and the
+best ones against ReLU with fresh seeds. `experiments.activation_search` describes the method;
+`config` is that study's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from launch.study import Measurement, field
+from model_lib.analysis import selection
+from model_lib.errors import UserError
+from model_lib.training.cohort import Cohort, Member, ModelSpec
+
+if TYPE_CHECKING:
+  from model_lib.search.algorithms import Algorithm
+
+PART = 'search'
+REFERENCE = 'relu(x)'
+BESIDE = ('gelu(x)', 'swish(x)', 'tanh(x)')  # known ones among the finalists
+PER_COHORT = 500  # functions; a cohort's state and its checkpoints must stay small
+PHASES = {'table': 0, 'copies': 0, 'live': 0, 'selection': 1, 'fresh': 2}  # each with seeds of its own
+MOST_SEEDS, MOST_COPIES = 5003, 1009  # that `member` keeps apart
+PROGRAM = 'bytecode(length=24, parameters=3)'
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+  """The search."""
+
+  space: str = field('act_bench', 'Search space: act_bench, swish, pangaea or aquasurf.')
+  operators: tuple[str, ...] = field((), 'The operators of the space to keep; empty for all.')
+  rate: float = field(1e-2, "Adam's learning rate of the table.", low=1e-8)
+  seeds: int = field(3, 'Seeds of the table, each with a split of its own.', low=2, high=5)
+  steps: int = field(300, 'Optimizer steps per run.', low=3)
+  marks: tuple[int, ...] = field((30, 100), 'Steps before the last that the table has too.', low=1)
+  batch_size: int = field(128, 'Examples per step.', low=1)
+  searches: int = field(200, 'Searches of every algorithm on the table.', low=2)
+  evaluations: tuple[int, ...] = field(
+      (10, 20, 30, 50, 100), 'Budgets of a search in full trainings, ascending.', low=1)
+  copies: int = field(96, 'Copies of ReLU, each with seeds of its own, beside the table.', low=0,
+                      high=1000)
+  live_space: str = field('pangaea', 'Space of the searches that train what they ask for.')
+  live_evaluations: int = field(320, 'Trainings of every such search.', low=1)
+  live_batch: int = field(32, 'Trainings at a time: a generation.', low=1)
+  finalists: int = field(8, 'Functions of the table that are run with fresh seeds.', low=1)
+  selection_seeds: int = field(3, "Seeds for the choice of a finalist's learning rate.", low=1)
+  fresh_seeds: int = field(32, 'Fresh seeds per finalist.', low=2, high=5000)
+
+
+@functools.lru_cache(maxsize=4)
+def valid(space: str, operators: tuple[str, ...]):
+  """The candidates of a space (`model_lib.search.Candidates`)."""
+  from experiments.measurements import activation_search as measured
+  from model_lib.search import candidates
+  return candidates(measured.space_of(space, operators).expressions())
+
+
+@functools.lru_cache(maxsize=None)
+def gain(text: str) -> float:
+  """E[f(z)^2]^-1/2 of an expression."""
+  from model_lib.search import engines, parse
+  return engines.gain(parse(text))
+
+
+def model(config: Any, activation: str) -> ModelSpec:
+  """The MLP with an activation of the registry, or a table or program that the members fill."""
+  return ModelSpec('mlp', {'widths': list(config.mlp_widths), 'activation': activation})
+
+
+def member(config: Any, phase: str, text: str, number: int, factor: float = 1.0, copy: int = 0,
+           named: bool = True, **tags: str | int) -> Member:
+  """A run of a candidate; those of equal phase, copy and number share their seeds.
+
+  `named`: whether the model takes any candidate and is told which.
+  """
+  factor = float(f'{factor:.6g}')
+  seed = ((config.seed * 3 + PHASES[phase]) * MOST_COPIES + copy) * MOST_SEEDS + number
+  split = number % config.splits
+  tags = {'part': PART, **tags, 'phase': phase, 'model': 'mlp', 'activation': text, 'copy': copy,
+          'lr_factor': factor, 'learning_rate': config.search.rate * factor, 'seed': number,
+          'split': split, 'labels': 0}
+  hp = {'learning_rate': config.search.rate * factor}
+  if named:
+    hp |= {'candidate': text, 'init_gain': gain(text)}
+  return Member(tags, seed, seed, split, hp)
+
+
+def table_cohorts(config: Any, texts: tuple[str, ...]) -> list[Cohort]:
+  """Every function with every seed of the table, and copies of ReLU with seeds of their own."""
+  s = config.search
+  runs = [('table', text, 0) for text in texts]
+  runs += [('copies', REFERENCE, copy) for copy in range(1, s.copies + 1)]
+  parts = [runs[i:i + PER_COHORT] for i in range(0, len(runs), PER_COHORT)]
+  return [Cohort(f'search-table-{i}', model(config, 'table'),
+                 tuple(member(config, phase, text, seed, copy=copy)
+                       for phase, text, copy in part for seed in range(s.seeds)),
+                 s.steps, s.batch_size, evaluate_at=s.marks)
+          for i, part in enumerate(parts)]
+
+
+def live(config: Any, strategy: str, searcher: Algorithm):
+  """Trains what a searcher asks for, a generation at a time; returns the best expression's text.
+
+  Every candidate has one run, of the first seed of the table.
+  """
+  from model_lib.search.algorithms import Answer
+  s, best, lowest = config.search, None, math.inf
+  for generation, first in enumerate(range(0, s.live_evaluations, s.live_batch)):
+    queries = searcher.ask(min(s.live_batch, s.live_evaluations - first))
+    if not queries:
+      break
+    members = [member(config, 'live', str(query.expression), 0, strategy=strategy,
+                      generation=generation) for query in queries]
+    rows = yield [Cohort(f'search-{strategy}-{generation}', model(config, PROGRAM),
+                         tuple(members), s.steps, s.batch_size)]
+    losses = rows.val_loss.where(rows.diverged_step < 0).tolist()
+    searcher.tell([Answer(query, loss) for query, loss in zip(queries, losses, strict=True)])
+    for query, loss in zip(queries, losses, strict=True):
+      if loss < lowest:
+        best, lowest = str(query.expression), loss
+  return best
+
+
+def finalists(config: Any, rows: pd.DataFrame) -> list[str]:
+  """The functions with the lowest mean validation loss over the table's seeds."""
+  table = rows[rows.phase == 'table']
+  worst = table.groupby('activation', sort=False).val_loss.agg(
+      lambda losses: losses.mean() if losses.notna().all() else math.inf)
+  return list(worst.sort_values(kind='stable').index[:config.search.finalists])
+
+
+def cohorts(config: Any):
+  """The table; what is computed from it; the finalists' rates, then their fresh seeds."""
+  from experiments.measurements import activation_search as measured
+  from model_lib.search import canonical, get_space, parse
+  from model_lib.search.algorithms import Evolution, FunctionKeys, Mutations
+  s = config.search
+  texts = tuple(str(canonical(f)) for f in valid(s.space, s.operators).valid)
+  asked = table_cohorts(config, texts)
+  rows = yield asked
+  names = [cohort.name for cohort in asked]
+  yield [
+      Measurement('search-proxies', measured.measure_proxies, {'cohorts': names},
+                  seconds=0.05 * len(texts)),
+      Measurement('search-regrets', measured.measure_regrets,
+                  {'cohorts': names, 'space': s.space, 'operators': list(s.operators),
+                   'searches': s.searches, 'evaluations': list(s.evaluations)},
+                  seconds=0.5 * s.searches)]
+
+  evolved = yield from live(config, 'evolution', Evolution(
+      Mutations(get_space(s.live_space)), FunctionKeys(), config.seed, population=s.live_batch))
+  arms = list(dict.fromkeys([REFERENCE, *BESIDE, *finalists(config, rows), evolved or REFERENCE]))
+  # The copies of ReLU that look best, as many as there are finalists, are run again as well: what
+  # they lose from the table to fresh seeds is the winner's curse.
+  lucky = (rows[rows.phase == 'copies'].groupby('copy').val_loss.mean().sort_values(kind='stable')
+           .index[:s.finalists])
+  runs = [(text, 0) for text in arms] + [(REFERENCE, int(copy)) for copy in lucky]
+
+  def rate_cohorts(name: str, factors) -> list[Cohort]:
+    """Runs of all arms; those with learnable scalars are no table."""
+    found = []
+    for kind, program in (('fixed', 'table'), ('learnable', PROGRAM)):
+      members = [member(config, 'selection', text, seed, factor, copy) for text, copy in runs
+                 if (kind == 'learnable') == bool(parse(text).n_parameters)
+                 for factor in factors(text, copy) for seed in range(s.selection_seeds)]
+      if members:
+        found.append(Cohort(f'search-{name}-{kind}', model(config, program), tuple(members),
+                            s.steps, s.batch_size))
+    return found
+
+  rates = yield rate_cohorts('select', lambda text, copy: config.rate_factors)
+  choices = selection.choose(rates, ('activation', 'copy'))
+  wider = rate_cohorts('widen', lambda text, copy: selection.beyond(
+      choices[text, copy], config.rate_factors))
+  if wider:
+    rates = pd.concat([rates, (yield wider)])
+    choices = selection.choose(rates, ('activation', 'copy'))
+
+  def factor(text: str, copy: int) -> float:
+    found = choices[text, copy].factor
+    return config.rate_factors[0] if math.isnan(found) else found
+
+  # With the real expression, whose time counts, in place of its table.
+  reference = (REFERENCE, model(config, f'expression({REFERENCE})'))
+  yield [Cohort(f'search-fresh-{i}', model(config, f'expression({text})'),
+                tuple(member(config, 'fresh', text, number, factor(text, copy), copy, named=False)
+                      for own, copy in runs if own == text for number in range(s.fresh_seeds)),
+                s.steps, s.batch_size, time_by='activation', time_reference=reference)
+         for i, text in enumerate(arms)]
+
+
+def check(config: Any) -> None:
+  """Whether there is a space of that name, with a valid candidate among the operators kept."""
+  from experiments.measurements import activation_search as measured
+  s = config.search
+  measured.space_of(s.space, s.operators)
+  valid(s.space, s.operators)
+  if s.seeds > config.splits:
+    raise UserError(f'config.search.seeds: {s.seeds} seeds need as many splits; config.splits is '
+                    f'{config.splits}')
+  if list(s.evaluations) != sorted(set(s.evaluations)):
+    raise UserError('config.search.evaluations: must ascend without repetition')
+  if list(s.marks) != sorted(set(s.marks)) or not all(mark < s.steps for mark in s.marks):
+    raise UserError(f'config.search.marks: must ascend and lie below config.search.steps, {s.steps}')
