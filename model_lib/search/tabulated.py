@@ -81,6 +81,7 @@ class Table:
 
     Raises:
       OSError: it cannot be written; an old file then stands.
+      TypeError: the meta is not what JSON can hold.
     """
     buffer = io.BytesIO()
     np.savez_compressed(

@@ -107,6 +107,11 @@ def test_answers_told_again_lead_to_the_same_questions(name):
     assert [answer.query for answer in run(make(6), 50)] != [answer.query for answer in told]
 
 
+def test_the_order_of_random_search_does_not_hang_on_the_batches():
+  orders = [[answer.query for answer in run(MAKE['random'](2), 60, batch)] for batch in (1, 7, 60)]
+  assert orders[0] == orders[1] == orders[2]
+
+
 @pytest.mark.parametrize('name', MAKE)
 def test_it_asks_for_valid_functions_and_none_twice(name):
   told = run(MAKE[name](1), 80)
@@ -206,6 +211,28 @@ def test_the_controller_comes_to_prefer_what_is_good():
     search.tell([Answer(query, float(query.expression.operator != 'mul'))
                  for query in search.ask(10)])
   assert SPACE.of_kind('binary')[search.probabilities()[0][0].argmax()] == 'mul'
+
+
+def test_losses_that_are_all_the_same_teach_the_controller_nothing():
+  search = Controller(SPACE, key, 0, entropy=0.0)
+  told = []
+  while len(told) < 100:  # the batches differ, though the policy does not
+    queries = search.ask(10)
+    assert queries
+    told += queries
+    search.tell([Answer(query, 1.0) for query in queries])
+  assert all(np.ptp(p, axis=1).max() < 1e-12 for p in search.probabilities())
+
+
+def test_entropy_keeps_the_controller_open():
+  spread = {}
+  for weight in (0.0, 0.3):
+    search = Controller(SPACE, key, 0, entropy=weight)
+    for _ in range(12):
+      search.tell([Answer(query, losses(query)) for query in search.ask(10)])
+    first = search.probabilities()[0][0]
+    spread[weight] = -(first * np.log(first)).sum()
+  assert spread[0.3] > spread[0.0] + 0.1
 
 
 # --- Successive halving ---

@@ -81,6 +81,18 @@ def test_every_way_to_mutate_a_parameter_and_to_insert_occurs():
   assert stats.binomtest(sizes[1], 600, 23 / 29).pvalue > 1e-3 and set(sizes) == {1, 2}
 
 
+def test_an_insertion_takes_the_room_there_is_and_both_sides():
+  rng = np.random.default_rng(0)
+  tight = Mutations(MUTATE.space, ('insert',), max_operators=2)
+  assert all(tight(parse('tanh(x)'), rng).size == 2 for _ in range(100))
+  assert tight(parse('tanh(erf(x))'), rng) == parse('tanh(erf(x))')
+  wide = Mutations(MUTATE.space, ('insert',))
+  mutants = [wide(parse('tanh(erf(x))'), rng) for _ in range(200)]
+  sides = {[len(operators(argument)) for argument in mutant.args].index(1)
+           for mutant in mutants if len(mutant.args) == 2}
+  assert sides == {0, 1}
+
+
 def test_a_removal_leaves_one_factor_on_an_edge():
   mutate = Mutations(MUTATE.space, ('remove',))
   rng = np.random.default_rng(0)

@@ -7,7 +7,8 @@ from scipy import integrate, stats
 
 from model_lib.search import X, parse
 from model_lib.search.algorithms import (
-  Answer, GaussianProcessSearch, NearestNeighbours, Query, output_features)
+  Answer, GaussianProcessSearch, NearestNeighbours, Query, output_features,
+  side_by_side)
 from model_lib.search.algorithms.gaussian_process import (
   GaussianProcess, expected_improvement, log_likelihood, most_likely)
 from tests.model_lib import search_tables
@@ -92,6 +93,8 @@ def test_what_surrogates_refuse():
     GaussianProcessSearch(expressions, np.full((20, 2), np.nan), 0)
   with pytest.raises(ValueError, match='k=11'):
     NearestNeighbours(expressions, np.zeros((20, 2)), 0, k=11)
+  with pytest.raises(ValueError, match='initial=0'):
+    GaussianProcessSearch(expressions, np.zeros((20, 2)), 0, initial=0)
   search = NearestNeighbours(expressions, np.zeros((20, 2)), 0)
   answer = Answer(Query(expressions[0]), 1.0)
   search.tell([answer])
@@ -127,3 +130,15 @@ def test_output_features_keep_distances_of_standardized_functions():
     output_features([parse('x'), parse('tanh(x)')], 3)
   with pytest.raises(ValueError, match='constant or not finite'):
     output_features([parse('tanh(x)'), parse('one(x)')], 2)
+
+
+def test_blocks_of_features_count_the_same_whatever_their_scale():
+  few, many = some_features(40, 2), 1000 + 50 * some_features(40, 30)
+  joined = side_by_side(few, many, np.ones((40, 3)))
+  assert joined.shape == (40, 35)
+
+  def mean_square(rows):
+    return ((rows[:, None] - rows[None])**2).sum(-1).mean()
+  np.testing.assert_allclose(mean_square(joined[:, :2]), mean_square(joined[:, 2:32]))
+  np.testing.assert_allclose(joined[:, 32:], 0)
+  np.testing.assert_allclose(np.corrcoef(joined[:, 0], few[:, 0])[0, 1], 1)

@@ -63,6 +63,16 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
   assert same(Table.read(path), table) and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_new_table_takes_the_place_of_the_old_one_in_one_step(tmp_path):
+  """The old file is not written to: another name of it still has the old table."""
+  path, table = tmp_path / 'table.npz', small()
+  table.write(path)
+  (tmp_path / 'kept.npz').hardlink_to(path)
+  small(seeds=(7, 8, 9)).write(path)
+  assert same(Table.read(tmp_path / 'kept.npz'), table)
+  assert Table.read(path).seeds == (7, 8, 9)
+
+
 def refusal(path):
   with pytest.raises(UserError) as error:
     Table.read(path)

@@ -4,7 +4,7 @@ from model_lib.search.algorithms.algorithm import Algorithm, Answer, FunctionKey
 from model_lib.search.algorithms.controller import Controller
 from model_lib.search.algorithms.evolution import Evolution
 from model_lib.search.algorithms.exhaustive import Exhaustive
-from model_lib.search.algorithms.features import output_features
+from model_lib.search.algorithms.features import output_features, side_by_side
 from model_lib.search.algorithms.gaussian_process import GaussianProcessSearch
 from model_lib.search.algorithms.halving import Halving
 from model_lib.search.algorithms.mutations import MUTATIONS, Mutations
@@ -14,4 +14,5 @@ from model_lib.search.algorithms.surrogate import NearestNeighbours
 __all__ = [
     'Algorithm', 'Answer', 'Controller', 'Evolution', 'Exhaustive', 'FunctionKeys',
     'GaussianProcessSearch', 'Halving', 'Key', 'MUTATIONS', 'Mutations', 'NearestNeighbours',
-    'Query', 'RandomSearch', 'output_features']
+    'Query', 'RandomSearch', 'output_features',
+    'side_by_side']

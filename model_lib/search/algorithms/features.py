@@ -1,5 +1,7 @@
 """Features of expressions for the surrogates: principal components of their outputs.
 
+  features = side_by_side(output_features(candidates), others)
+
 Source of the idea: Bingham & Miikkulainen, NeurIPS 2023, arXiv 2301.05785, who embed the outputs
 with UMAP instead.
 """
@@ -48,3 +50,14 @@ def output_features(expressions: Sequence[Expression], components: int = 16) -> 
   loadings = loadings[:, ::-1][:, :components]
   largest = loadings[np.abs(loadings).argmax(0), np.arange(components)]
   return outputs @ (loadings * np.sign(largest)) / np.sqrt(GRID.size)
+
+
+def side_by_side(*blocks: np.ndarray) -> np.ndarray:
+  """Feature blocks [n, d_i] as one [n, sum d_i], in which each counts the same.
+
+  Each block is centred and divided by the square root of its total variance, so that it makes up
+  the same share of the mean squared distance of two rows. A constant block becomes 0.
+  """
+  centred = [block - block.mean(0) for block in blocks]
+  totals = [np.sqrt(block.var(0).sum()) or 1.0 for block in centred]
+  return np.concatenate([block / total for block, total in zip(centred, totals)], axis=1)

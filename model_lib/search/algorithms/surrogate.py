@@ -37,8 +37,10 @@ class Surrogate(abc.ABC):
       explore: the chance that a later one is chosen at random too.
 
     Raises:
-      ValueError: features of another shape, or not finite.
+      ValueError: features of another shape, or not finite, or no first candidate.
     """
+    if initial < 1:
+      raise ValueError(f'a surrogate learns from at least one candidate, not initial={initial}')
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or len(features) != len(candidates) or not np.isfinite(features).all():
       raise ValueError(f'features of {len(candidates)} candidates are finite numbers '
