@@ -19,6 +19,7 @@ from data.splits import Split, make_splits
 from launch.study.request import DataRequest
 from model_lib import models
 from model_lib.errors import UserError
+import model_lib.search.engines  # enters table, bytecode and expression among the activations
 from model_lib.training.batch_order import BatchOrder
 from model_lib.training.cohort import Cohort, ModelSpec
 from model_lib.training.population import Routes

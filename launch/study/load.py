@@ -40,6 +40,7 @@ def load_cohort(workdir: Workdir, cohort: str) -> Trained:
     UserError: it is not, or its files are damaged.
   """
   from model_lib import models
+  import model_lib.search.engines  # enters table, bytecode and expression among the activations
   from model_lib.training.final import load_final
 
   finished = records.read_finished(workdir, cohort)

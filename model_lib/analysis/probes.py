@@ -212,8 +212,9 @@ def _slopes(call: Call, variables: Mapping) -> jax.Array | None:
   if any(activation.kind != 'pointwise' for activation in branches(call.module.spec)):
     return None
   own, (x,) = of_module(variables, call.path), call.inputs
-  _, slopes = jax.jvp(lambda x: call.module.apply(own, x), (x,), (jnp.ones_like(x),))
-  return jax.lax.stop_gradient(slopes)
+  # Backwards: a program of the search's bytecode has no forward-mode derivative.
+  y, back = jax.vjp(lambda x: call.module.apply(own, x), x)
+  return jax.lax.stop_gradient(back(jnp.ones_like(y))[0])
 
 
 def _entropy(q: jax.Array, k: jax.Array, multiplier: jax.Array | float,

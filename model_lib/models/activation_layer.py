@@ -6,19 +6,22 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from model_lib import spec as spec_lib
 from model_lib.activations import Activation, get_activation
 from model_lib.errors import UserError
+from model_lib.models import swept as swept_lib
 from model_lib.models.activation_modules import MODULES
 from model_lib.models.hyper import read_hp
+from model_lib.models.swept import SweptActivation
 
 _SWITCH = 'switch'
 
 
 @functools.lru_cache(maxsize=None)
-def branches(spec: str) -> tuple[Activation, ...]:
+def branches(spec: str) -> tuple[Activation | SweptActivation, ...]:
   """The activations of a spec: those of `switch(a, b, ...)` in order, else the one it names.
 
   Raises:
@@ -27,7 +30,7 @@ def branches(spec: str) -> tuple[Activation, ...]:
   """
   call = spec_lib.parse(spec)
   if call.name != _SWITCH:
-    return (get_activation(spec),)
+    return (swept_lib.find(spec) or get_activation(spec),)
   if call.kwargs or not call.args:
     raise UserError(f'{spec!r}: write switch(relu, gelu, ...), with at least one activation')
   found = tuple(get_activation(str(arg)) for arg in call.args)
@@ -59,7 +62,8 @@ def consumer_gains(spec: str, init_gain: bool = True) -> tuple[float, ...]:
   found = branches(spec)
   if not init_gain:
     return (float(np.sqrt(2.0)),) * len(found)
-  gains = tuple(float(activation.moments().gain) for activation in found)
+  gains = tuple(float(activation.gain() if isinstance(activation, SweptActivation)
+                      else activation.moments().gain) for activation in found)
   for activation, gain in zip(found, gains, strict=True):
     if not (np.isfinite(gain) and gain > 0):
       raise UserError(f'{activation.name} has no finite gain E[f^2]^-1/2 ({gain}); '
@@ -72,8 +76,9 @@ class ActivationLayer(nn.Module):
 
   The shape stays, but for the last axis of a resizing activation (`Activation.width_factor`).
   Parameters of a learnable activation belong to this layer alone. The branch of a switch is
-  the swept number `activation_code`. In training a stochastic activation draws from the random
-  stream 'noise', each layer its own numbers.
+  the swept number `activation_code`; the function of a swept activation is in the swept leaves
+  that its engine names. In training a stochastic activation draws from the random stream 'noise',
+  each layer its own numbers.
 
   Raises:
     UserError: a stochastic activation without `train`, or in training without the stream; an
@@ -89,6 +94,8 @@ class ActivationLayer(nn.Module):
       code = read_hp(self, 'activation_code', 0)
       return jax.lax.switch(code, found, *inputs)
     activation, = found
+    if isinstance(activation, SweptActivation):
+      return self._swept(activation, *inputs)
     if activation.kind == 'module':
       weights = MODULES[activation.name](**activation.constants, name='weights')
       if train is None:
@@ -103,6 +110,13 @@ class ActivationLayer(nn.Module):
       for parameter in activation.parameters
     }
     return activation(*inputs, key=self._key(activation, train), train=bool(train), **params)
+
+  def _swept(self, activation: SweptActivation, x: jax.Array) -> jax.Array:
+    leaves = {name: self.variable('hp', name, lambda value=value: jnp.asarray(value)).value
+              for name, value in activation.default().items()}
+    params = {name: self.param(name, lambda key, value=value: value)
+              for name, value in activation.first(leaves, x.shape).items()}
+    return activation.apply(leaves, params, x)
 
   def _key(self, activation: Activation, train: bool | None) -> jax.Array | None:
     """The key of a draw, where there is one."""

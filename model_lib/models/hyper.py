@@ -6,7 +6,8 @@ compiled program serves every value; strings and shapes are module attributes in
 `module.apply({'hp': hp, 'params': params}, ...)` reads them.
 
 Names: `activation_code` (int32, which branch of a switch), `init_gain` (float32, the
-factor on a kernel's std at the start; read only in the call that creates the kernel).
+factor on a kernel's std at the start; read only in the call that creates the kernel), and the
+leaves of a swept activation (`models.swept`).
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ import re
 from model_lib import activations
 from model_lib import spec as spec_lib
 from model_lib.errors import UserError
+from model_lib.models import swept
 from model_lib.models.site import ACTIVATION, NORM, PLACEMENT, Site, summary
 from model_lib.normalization import block, get_norm
 from model_lib.normalization import registry as norms
@@ -109,7 +110,7 @@ def _kinds(text: str, value: str) -> set[str]:
     return {PLACEMENT}
   name = spec_lib.parse(value).name.partition('@')[0]
   known_norms = {*norms.names(), *norms.ALIASES}
-  functions = {*activations.names(), *activations.aliases(), *_MAKERS}
+  functions = {*activations.names(), *activations.aliases(), *_MAKERS, *swept.names()}
   kinds = ({ACTIVATION} if name in functions else set()) | (
     {NORM, PLACEMENT} if name in known_norms else set())
   if not kinds:

@@ -58,14 +58,15 @@ class Member:
     split: number of the train / validation / test split.
     labels: 0 for the data's own labels, k > 0 for their k-th random permutation.
     hp: swept numbers by name: optimizer's ('learning_rate', 'weight_decay') and
-      the model's `hp` collection ('activation_code', 'init_gain', ...).
+      the model's `hp` collection ('activation_code', 'init_gain', ...). 'candidate' is a text:
+      the function of a swept activation.
   """
 
   tags: Mapping[str, str | Number]
   seed: int
   data_seed: int
   split: int
-  hp: Mapping[str, Number]
+  hp: Mapping[str, Number | str]
   labels: int = 0
 
 

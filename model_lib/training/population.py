@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from model_lib.errors import UserError
+from model_lib.models.candidate import encode
 from model_lib.training import state as state_lib
 from model_lib.training.cohort import Cohort, Member
 from model_lib.training.state import TrainState
@@ -124,9 +126,12 @@ class Population:
       self._model_hp = jax.device_get(jax.jit(defaults)())
     return self._model_hp
 
+  def _stacked_hp(self, members: Sequence[Member]) -> dict:
+    return state_lib.stack_hp(members, self.model_hp(), functools.partial(encode, self.model))
+
   def initial(self, members: Sequence[Member]) -> TrainState:
     """State of `members` at step 0, leaves [members, ...]."""
-    hp = state_lib.stack_hp(members, self.model_hp())
+    hp = self._stacked_hp(members)
     self.compile_initial(len(members))
     return self._init[len(members)].result()(hp, state_lib.seed_keys(members))
 
@@ -138,7 +143,7 @@ class Population:
     if n in self._init:
       return
     members = [self.cohort.members[0]] * n
-    hp = state_lib.stack_hp(members, self.model_hp())
+    hp = self._stacked_hp(members)
 
     def create(args):
       return state_lib.create(self.model, self.tx, self.example, *args)
@@ -152,7 +157,7 @@ class Population:
 
   def abstract(self, n: int) -> TrainState:
     """Shapes and dtypes of the state of n members."""
-    hp = state_lib.stack_hp(self.cohort.members[:1], self.model_hp())
+    hp = self._stacked_hp(self.cohort.members[:1])
     one = jax.eval_shape(
         lambda hp, key: state_lib.create(self.model, self.tx, self.example, hp, key),
         jax.tree.map(lambda v: v[0], hp), np.zeros(2, np.uint32))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -14,8 +14,10 @@ import numpy as np
 import optax
 
 from model_lib.errors import UserError
-from model_lib.training.cohort import Member, OptimizerSpec
+from model_lib.models.candidate import CANDIDATE
+from model_lib.training.cohort import Member, Number, OptimizerSpec
 
+Encode = Callable[[str], Mapping[str, np.ndarray]]
 OPTIMIZER_HP = {'learning_rate': None, 'weight_decay': 0.0}
 
 
@@ -73,16 +75,19 @@ def seed_keys(members: Sequence[Member]) -> np.ndarray:
   return np.stack([seeds >> np.uint64(32), seeds & np.uint64(0xFFFFFFFF)], 1).astype(np.uint32)
 
 
-def stack_hp(members: Sequence[Member], model_hp: Mapping) -> dict:
+def stack_hp(members: Sequence[Member], model_hp: Mapping, encode: Encode | None = None) -> dict:
   """Swept numbers of a population, float32 or int32 [members, ...].
 
   Args:
     members: the runs. A name in `Member.hp` sets every model variable of that
-      name (`init_gain`), or one of them by its path (`hidden_0/init_gain`).
+      name (`init_gain`), or one of them by its path (`hidden_0/init_gain`). A text under
+      `candidate` (or `activation_0/candidate`) sets the leaves of swept activations.
     model_hp: the model's own `hp` collection with its default values.
+    encode: gives the leaves of a text, by name; None where no member has one.
 
   Raises:
-    UserError: a name that neither the optimizer nor the model reads.
+    UserError: a name that neither the optimizer nor the model reads, a text under another name
+      than `candidate`, or one that `encode` refuses.
   """
   n = len(members)
   flat = flax.traverse_util.flatten_dict(dict(model_hp), sep='/')
@@ -91,7 +96,7 @@ def stack_hp(members: Sequence[Member], model_hp: Mapping) -> dict:
   for i, member in enumerate(members):
     if 'learning_rate' not in member.hp:
       raise UserError(f'member {i} of the cohort has no learning_rate in its hp')
-    for name, value in member.hp.items():
+    for name, value in _numbers(member, encode):
       if name in optimizer:
         optimizer[name][i] = value
         continue
@@ -104,6 +109,19 @@ def stack_hp(members: Sequence[Member], model_hp: Mapping) -> dict:
       for path in paths:
         stacked[path][i] = value
   return {'optimizer': optimizer, 'model': flax.traverse_util.unflatten_dict(stacked, sep='/')}
+
+
+def _numbers(member: Member, encode: Encode | None) -> Iterator[tuple[str, Number | np.ndarray]]:
+  """The swept numbers of a member by name, with a candidate's leaves in place of its text."""
+  for name, value in member.hp.items():
+    if not isinstance(value, str):
+      yield name, value
+      continue
+    *place, last = name.split('/')
+    if last != CANDIDATE or encode is None:
+      raise UserError(f"hp name '{name}' has the text {value!r}; a text is given as '{CANDIDATE}'")
+    for leaf, array in encode(value).items():
+      yield '/'.join([*place, leaf]), array
 
 
 def projection(model):

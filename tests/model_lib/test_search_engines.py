@@ -1,0 +1,292 @@
+"""Engines of the activation search: table and bytecode against the real expression."""
+
+import dataclasses
+import functools
+import logging
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from model_lib import models
+from model_lib.activations import get_activation
+from model_lib.errors import UserError
+from model_lib.models import candidate
+from model_lib.models import swept
+from model_lib.models.activation_layer import ActivationLayer, consumer_gains
+from model_lib.search import Evaluator, ValidityFilter, get_space, parse
+from model_lib.search.engines import gain, kinks
+from model_lib.search.engines.bytecode import OPCODES, run
+from model_lib.search.operators import OPERATORS
+from model_lib.training.cohort import Member, ModelSpec
+from tests.model_lib.engine import Engine
+
+_POINTS = (np.random.default_rng(3).standard_normal((32, 24)) * 2).astype(np.float32)
+_MLP = {'widths': (24, 24)}
+_QUICK = {'compiler_options': {'xla_backend_optimization_level': 0}}
+_SPACES = ('swish', 'pangaea', 'act_bench', 'aquasurf')
+
+
+@functools.cache
+def random_expressions(count, parameters=True):
+  """Valid expressions, as many of each space; every third has a parameter on an edge."""
+  rng, judge, found = np.random.default_rng(11), ValidityFilter(), []
+  while len(found) < count:
+    space = get_space(_SPACES[len(found) % len(_SPACES)])
+    expression = space.sample(rng, parameters=int(parameters and len(found) % 3 == 0))
+    if judge(expression).valid and expression.n_parameters <= (4 if parameters else 0) and (
+        expression not in found):
+      found.append(expression)
+  return tuple(found)
+
+
+def encoded(engine, expressions):
+  """The leaves of all candidates, stacked."""
+  rows = [swept.find(engine).encode(str(expression)) for expression in expressions]
+  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def test_the_kinks_of_an_expression_are_listed():
+  assert kinks(parse('relu(x)')) == (0,)
+  assert kinks(parse('hard_sigmoid(x)')) == (-2.5, 2.5)
+  assert kinks(parse('swish(x)')) == ()
+  np.testing.assert_allclose(kinks(parse('max(x, cos(x))')), [0.7390851332151607], atol=1e-9)
+  np.testing.assert_allclose(  # a jump, and a corner in the flat part beside it
+      kinks(parse('max(atan(reciprocal(add(x, 0.31))), -0.2)')),
+      [-0.31 - 1 / np.tan(0.2), -0.31], atol=1e-8)
+  assert len(kinks(parse('min(abs(add(x, -0.3)), abs(add(x, -0.301)))'))) == 1  # of three: 1/64
+
+
+@pytest.mark.parametrize('name, text', [
+    ('relu', 'relu(x)'), ('tanh', 'tanh(x)'), ('silu', 'swish(x)'), ('abs', 'abs(x)'),
+    ('selu', 'selu(x)'), ('gelu', 'gelu(x)')])
+def test_the_gain_of_an_expression_is_that_of_the_registry(name, text):
+  np.testing.assert_allclose(gain(parse(text)), get_activation(name).moments().gain, rtol=1e-12)
+
+
+def test_the_gain_of_an_expression_with_a_kink_off_the_grid():
+  """E max(z - c, 0)^2 = (1 + c^2) (1 - Phi(c)) - c phi(c)."""
+  from scipy import stats
+  c = 0.3217
+  second = (1 + c * c) * stats.norm.sf(c) - c * stats.norm.pdf(c)
+  np.testing.assert_allclose(gain(parse(f'relu(add(x, -{c}))')), second**-0.5, rtol=1e-10)
+  for text in ('exp(square(x))', 'zero(x)', 'sqrt(x)'):
+    with pytest.raises(UserError, match='no finite gain'):
+      gain(parse(text))
+
+
+def errors_of_table(expressions, engine='table'):
+  """(median, worst, worst at a kink) of |table - f| / (|f| + rms f / 1000), per expression."""
+  x = np.linspace(-7.9, 7.9, 4001).astype(np.float32)
+  layer, leaves = ActivationLayer(engine), encoded(engine, expressions)
+  values = np.asarray(jax.jit(lambda leaves: jax.lax.map(
+      lambda leaf: layer.apply({'hp': leaf}, x), leaves))(leaves), np.float64)
+  exact = Evaluator(x.astype(np.float64))
+  rows = []
+  for value, expression in zip(values, expressions, strict=True):
+    true = exact.value(expression)
+    error = np.abs(value - true) / (np.abs(true) + 1e-3 * np.sqrt(np.mean(true**2)))
+    near = np.zeros(len(x), bool)
+    for place in kinks(expression):
+      near |= np.abs(x - place) < 2 / 64
+    rows.append((np.median(error), error[~near].max(), error[near].max(initial=0)))
+  return np.array(rows)
+
+
+def check_table(count):
+  rows = errors_of_table(random_expressions(count))
+  assert np.median(rows[:, 0]) < 1e-6
+  assert rows[:, 0].max() < 1e-5
+  assert rows[:, 1].max() < 1e-2
+  assert rows[:, 2].max() > 1e-3  # kinks between knots are there, and cost what is said
+
+
+def test_the_table_agrees_with_the_expression():
+  check_table(60)
+
+
+def test_the_table_is_exact_at_knots_and_goes_on_as_a_line():
+  x = np.array([-1e20, -20, -8, -2.5, -0.0, 0, 2.5, 7.984375, 8, 9, 1e20, np.nan], np.float32)
+  layer = ActivationLayer('table')
+
+  def value_and_slope(text):
+    leaves = swept.find('table').encode(text)
+    return map(np.asarray, jax.jvp(
+        lambda x: layer.apply({'hp': leaves}, x), (x,), (jnp.ones_like(x),)))
+
+  y, d = value_and_slope('relu(x)')
+  np.testing.assert_array_equal(y, np.maximum(x, 0))
+  np.testing.assert_array_equal(d[[0, 1, 2, 3, 6, 7, 8, 9, 10]], [0, 0, 0, 0, 1, 1, 1, 1, 1])
+  y, d = value_and_slope('square(x)')
+  np.testing.assert_allclose(y[[1, 9]], [64 + 16 * 12, 64 + 16], rtol=1e-6)
+  np.testing.assert_allclose(d[[1, 9]], [-16, 16], rtol=1e-6)
+  assert np.isnan(y[-1]) and np.isfinite(y[:-1]).all()
+
+
+def test_the_slope_of_the_table_is_the_derivative_of_its_value():
+  from jax.test_util import check_grads
+  leaves = swept.find('table(knots=33, limit=4)').encode('mul(x, sin(x))')
+  x = np.linspace(-5.05, 5.05, 37).astype(np.float32)
+  check_grads(lambda x: ActivationLayer('table(knots=33, limit=4)').apply({'hp': leaves}, x), (x,),
+              order=1, modes=('fwd', 'rev'), atol=1e-2, rtol=1e-2, eps=1e-3)
+
+
+def bytecode_against_jit(expressions):
+  """Largest |ours - theirs| / (|theirs| + rms / 10): of values, slopes, derivatives by scalars."""
+  def pulled(function, *inputs):
+    value, back = jax.vjp(function, *inputs)
+    return value, *back(jnp.cos(_POINTS))
+
+  leaves = encoded('bytecode', expressions)
+  ours = jax.jit(lambda leaves: jax.lax.map(lambda leaf: pulled(
+      functools.partial(run, leaf['program'], leaf['constants'], leaf['count']),
+      1.1 * leaf['first'] + 0.05, _POINTS), leaves), **_QUICK)(leaves)
+  scalars = 1.1 * leaves['first'] + np.float32(0.05)
+
+  def real(expression):
+    def function(beta, x):
+      return expression(x, **{f'beta_{i}': beta[i] for i in range(expression.n_parameters)})
+    return function
+  theirs = jax.jit(lambda scalars: [pulled(real(e), scalars[i], _POINTS)
+                                    for i, e in enumerate(expressions)],
+                   **_QUICK)(scalars)
+  worst = np.zeros(3)
+  for i, (value, to_beta, to_x) in enumerate(theirs):
+    assert np.isfinite(value).all() and np.isfinite(to_x).all()
+    for k, (a, b) in enumerate(((ours[0][i], value), (ours[2][i], to_x), (ours[1][i], to_beta))):
+      # A derivative by a scalar is a sum over all entries.
+      scale = np.abs(b) + 0.1 * (np.sqrt(np.mean(np.square(b))) if k < 2 else
+                                 np.abs(np.cos(_POINTS)).sum())
+      worst[k] = max(worst[k], (np.abs(a - b) / scale).max())
+  return worst
+
+
+def test_the_bytecode_agrees_with_the_expression_in_values_and_gradients():
+  assert (bytecode_against_jit(random_expressions(30)) < 1e-5).all()
+
+
+def test_every_operator_has_an_opcode_and_its_own_place():
+  assert OPCODES[:4] == ('number', 'identity', 'zero', 'one')
+  assert set(OPCODES[1:]) == {n for n, o in OPERATORS.items() if o.kind != 'n-ary'}
+  first, second = (swept.find('bytecode').encode(text)
+                   for text in ('sum_n(x, 2, scale(x), beta(x))',
+                                'add(add(add(x, 2), scale(x)), beta(x))'))
+  for name in first:
+    np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_operators_that_were_not_chosen_leave_no_nan():
+  """Also under vmap, where all of them are computed: sqrt, log and powers of negative numbers."""
+  leaves = encoded('bytecode', [parse(text) for text in ('relu(x)', 'cube(x)', 'x')])
+  values, slopes = jax.jit(jax.vmap(lambda leaf: jax.value_and_grad(
+      lambda x: run(leaf['program'], leaf['constants'], leaf['count'], leaf['first'], x).sum())(
+          -jnp.ones((1, 2)))), **_QUICK)(leaves)
+  np.testing.assert_array_equal(values, [0, -2, -2])
+  np.testing.assert_array_equal(slopes[:, 0], [[0, 0], [3, 3], [1, 1]])
+
+
+@pytest.mark.parametrize('engine, text, match', [
+    ('table', 'relu(y)', "no operator is called 'y'"),
+    ('table', 'rely(x)', "nearest: 'relu'"),
+    ('table', 'relu(x', "expected ',' or '\\)'"),
+    ('bytecode', 'relu(x, x)', 'takes 1 argument'),
+    ('bytecode(length=2)', 'add(relu(x), neg(x))', 'has 3 operators and numbers; .* takes 2'),
+    ('bytecode(parameters=1)', 'scale(shift(x))', 'has 2 learnable scalars; .* takes 1'),
+    ('expression(relu(x))', 'relu(x)', 'is one function')])
+def test_a_candidate_that_cannot_be_encoded_is_refused_in_one_line(engine, text, match):
+  with pytest.raises(UserError, match=match) as error:
+    swept.find(engine).encode(text)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('spec, match', [
+    ('table(knots=1024)', 'knots is odd'), ('table(limit=-1)', 'positive'),
+    ('table(knot=9)', "nearest: 'knots'"), ('table(9)', 'with their names'),
+    ('bytecode(length=1.5)', 'positive integer'), ('bytecode(length=999)', 'at most'),
+    ('expression(relu(x), per=token)', 'per one of'), ('expression(rely(x))', "nearest: 'relu'")])
+def test_impossible_settings_are_refused_in_one_line(spec, match):
+  with pytest.raises(UserError, match=match) as error:
+    models.build('mlp', activation=spec)
+  assert '\n' not in str(error.value)
+
+
+def test_the_expression_itself_is_an_activation_with_parameters():
+  spec = 'expression(mul(x, sigmoid(scale(x))), per=channel)'
+  layer = ActivationLayer(spec)
+  variables = layer.init(jax.random.key(0), _POINTS)
+  assert 'hp' not in variables
+  assert variables['params']['beta_0'].shape == (24,)
+  np.testing.assert_allclose(layer.apply(variables, _POINTS), jax.nn.silu(_POINTS), rtol=2e-6)
+  assert consumer_gains(spec) == (get_activation('silu').moments().gain,)
+  model = models.build('mlp', overrides=('layers.1.activation: expression(sin(x))',))
+  assert [site.spec for site in models.sites(model) if site.changed] == ['expression(sin(x))']
+
+
+def runs(texts, **hp):
+  return tuple(Member({'number': i}, i, 0, 0, {'learning_rate': 3e-3, 'candidate': text, **hp})
+               for i, text in enumerate(texts))
+
+
+def test_a_candidate_needs_a_model_that_takes_one():
+  for activation, match in (('relu', 'this model has: none'), ('expression(x)', 'has: none')):
+    model = models.build('mlp', activation=activation)
+    with pytest.raises(UserError, match=match):
+      candidate.encode(model, 'relu(x)')
+  both = models.build('mlp', activation='table', overrides=('layers.1.activation: bytecode',))
+  with pytest.raises(UserError, match='exactly one'):
+    candidate.encode(both, 'relu(x)')
+
+
+@pytest.fixture(scope='module')
+def engines():
+  return {name: Engine(ModelSpec('mlp', {**_MLP, 'activation': name}), chunk=2, evaluates=False)
+          for name in ('table', 'bytecode')}
+
+
+@pytest.mark.parametrize('name', ['table', 'bytecode'])
+def test_generations_share_one_program_and_members_do_not_see_each_other(
+    engines, name, tmp_path, caplog):
+  first_runs = runs(['relu(x)', 'mul(x, sigmoid(scale(x)))', 'max(x, cos(x))'], init_gain=1.5)
+  first = engines[name].train(first_runs, tmp_path)
+  with caplog.at_level(logging.WARNING), jax.log_compiles():
+    second = engines[name].train(runs(['tanh(x)', 'mul(x, sigmoid(scale(x)))', 'abs(x)'],
+                                      init_gain=1.5), tmp_path)
+    before = len(caplog.records)
+    jax.jit(lambda x: x + len(name))(1.0)  # what a compilation would look like
+  assert before == 0 < len(caplog.records)
+  assert first.bits(1) == second.bits(1)
+  assert first.leaves(0) != second.leaves(0)
+  alone = engines[name].train(first_runs[1:2], tmp_path)
+  assert alone.leaves(0) == first.leaves(1)
+
+
+def test_learnable_scalars_move_in_each_layer_and_can_be_read(engines, tmp_path):
+  trained = engines['bytecode'].train(runs(['mul(x, sigmoid(scale(x)))', 'relu(x)']), tmp_path)
+  betas = [trained.state.params[f'activation_{i}']['beta'] for i in range(2)]
+  assert all(beta.shape == (2, 4) for beta in betas)
+  assert len({1.0, float(betas[0][0, 0]), float(betas[1][0, 0])}) == 3
+  assert not np.any([beta[:, 1:] for beta in betas]) and not np.any([b[1] for b in betas])
+
+
+def test_a_member_with_a_text_under_another_name_or_a_wrong_one_is_refused(engines):
+  population = engines['table'].population
+  with pytest.raises(UserError, match="a text is given as 'candidate'"):
+    population.initial(runs(['relu(x)'], activation='relu'))
+  with pytest.raises(UserError, match="no operator is called 'rely'"):
+    population.initial(runs(['rely(x)']))
+  with pytest.raises(UserError, match="hp name 'activation_7/table'"):
+    population.initial([Member({}, 0, 0, 0, {'learning_rate': 1.0,
+                                             'activation_7/candidate': 'relu(x)'})])
+
+
+def test_thousands_of_candidates_are_encoded_in_seconds():
+  """At 10 ms, 2,000 take 20 s; operators are traced before, once for all candidates."""
+  raw = list(get_space('act_bench').expressions())[700:2700:20]
+  for expression in raw[::2]:
+    swept.find('table').encode(str(expression))
+  start = time.process_time()
+  for expression in raw[1::2]:
+    swept.find('table').encode(str(expression))
+  assert time.process_time() - start < 50 * 0.02
