@@ -32,8 +32,9 @@ class Controller:
   Known functions cost no query: a batch is learned from as soon as the losses of all its samples
   are known. The reward is the share of the known functions that are worse, so it does not hang on
   the scale of the losses, and 'diverged' is simply the worst. The baseline is the mean reward of
-  the batch; with it, the samples that the filter rejects need no correction, since the gradient of
-  log P(valid) has weight sum(reward - baseline) = 0.
+  the batch. With it REINFORCE needs no correction for the samples that the filter rejects, since
+  the gradient of log P(valid) has weight sum(reward - baseline) = 0; in PPO's further epochs this
+  holds nearly.
   """
 
   def __init__(
