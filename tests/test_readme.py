@@ -1,9 +1,10 @@
 """README.md: its tables are those of the records, and all its code runs, in a copy of the tree.
 
 A block of bash is run command by command; what trains is run with --preset=smoke and a smaller
-config, and the two scripts themselves are not run. A block of Python whose first line names a
-file is written there, or to its end; the others are executed. The order is that of the page, and
-the blocks share the directory.
+config, compiled without optimization, and the two scripts themselves are not run. A block of Python
+whose first line names a file is written there, or to its end; the others are executed, all in one
+process after the last of them. Otherwise the order is that of the page, and the blocks share the
+directory.
 """
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ SCRIPTS = ('bash launch/quickstart.sh', 'bash launch/test.sh')
 SMALLER: Mapping[str, Sequence[str]] = {
   'experiments.activation_search': [
     '--preset=smoke', '--config.mlp.activations=relu,gelu', '--config.rate_factors=0.1,1,10',
+    '--config.mlp.null_copies=1', '--config.mlp.shuffled_seeds=1',
     '--config.mlp.steps=20', '--config.mlp_widths=16', '--config.io.figures=false',
     '--config.io.checkpoint_interval_s=60'],
   'experiments.normalization_basics': [
@@ -42,6 +44,8 @@ for line, source in json.load(sys.stdin):
   # The empty lines make the traceback name the line of the page.
   exec(compile('\\n' * line + source, 'README.md', 'exec'), {'__name__': '__main__'})
 '''
+# Compiling takes most of the time, and nothing here is about bits.
+QUICKLY = {'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true'}
 PREPARE = '''
 import json, sys
 from data.prepare import main
@@ -82,7 +86,7 @@ def readme() -> str:
 
 def run(command: Sequence[str], tree: Path, where: str, stdin: str = '') -> str:
   """Runs a command in the copy; returns what it prints. A failure tells where it stands."""
-  done = subprocess.run(command, cwd=tree, env=helpers.child_environment(), input=stdin,
+  done = subprocess.run(command, cwd=tree, env=helpers.child_environment(QUICKLY), input=stdin,
                         capture_output=True, text=True, timeout=300, check=False)
   assert done.returncode == 0, (
       f'{where}: {shlex.join(command)[:300]}\nended with {done.returncode}\n'
@@ -165,7 +169,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory, compile_cache: Path) -> Itera
 
 def test_all_code_runs(tree):
   waiting: list[Block] = []
-  for block in blocks(readme()):
+  found = blocks(readme())
+  for number, block in enumerate(found):
     where = f'README.md:{block.line}'
     if block.place:
       put(block, tree)
@@ -175,8 +180,9 @@ def test_all_code_runs(tree):
       lines = [line for line in block.source.splitlines() if line not in SCRIPTS]
       if not lines:
         continue
-      run_python(waiting, tree)
-      waiting.clear()
+      if not any(b.language == 'python' and not b.place for b in found[number:]):
+        run_python(waiting, tree)
+        waiting.clear()
       if all(line.startswith('python -m data.prepare ') for line in lines):
         prepare(lines, tree, where)
       else:

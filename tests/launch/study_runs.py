@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import concurrent.futures
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -20,8 +21,11 @@ import time
 from typing import Any
 
 import numpy as np
+import pytest
 
-from launch.study import records
+from experiments import activation_search
+from launch.preemption import Preemption
+from launch.study import main, records
 from launch.study.workdir import Workdir
 from tests import helpers
 
@@ -132,6 +136,21 @@ def run(workdir: Path, *flags: str, code: int = 0, timeout: float = 300, **optio
   """Starts the study, waits for its end, and checks its exit code."""
   with Start(workdir, *flags, **options) as start:
     done = start.wait(timeout)
+  assert done.code == code, f'exit code {done.code}, stderr:\n{done.err[-6000:]}'
+  return done
+
+
+def answer(workdir: Path, *flags: str, code: int = 0, **changes: object) -> Done:
+  """What the command says where nothing is trained, without a process of its own.
+
+  Signals are left alone. That jax is not imported for it has to be seen in a child, by `run`.
+  """
+  out, err, began = io.StringIO(), io.StringIO(), time.monotonic()
+  with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), \
+      contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+    patch.setattr(Preemption, 'install', lambda self: self)
+    main(activation_search.STUDY, ['study', *arguments(workdir, *flags, **changes)])
+  done = Done(ended.value.code, out.getvalue(), err.getvalue(), time.monotonic() - began)
   assert done.code == code, f'exit code {done.code}, stderr:\n{done.err[-6000:]}'
   return done
 

@@ -1,7 +1,6 @@
 """--extend adds seeds and arms; the rows that were there keep their bits."""
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 import re
 import sys
@@ -39,9 +38,9 @@ def both(reference, interrupted, tmp_path_factory):
   folder = tmp_path_factory.mktemp('extended')
   finished = study_runs.copy(reference.workdir, folder / 'finished')
   unfinished = study_runs.copy(interrupted, folder / 'unfinished')
-  answers = study_runs.run_all(*(
-    functools.partial(study_runs.run, workdir, '--extend', **SEEDS, **ARM)
-    for workdir in (finished, unfinished)))
+  # One after the other: the second finds what the first has compiled.
+  answers = [study_runs.run(workdir, '--extend', **SEEDS, **ARM)
+             for workdir in (finished, unfinished)]
   return finished, unfinished, answers
 
 
@@ -67,10 +66,10 @@ def test_a_seed_and_an_activation(extended, reference):
 def test_it_is_the_config_from_then_on(extended, reference):
   """The extended command is finished, with and without --extend; the old one takes away."""
   for flags in ((), ('--extend',)):
-    done = study_runs.run(extended, *flags, **SEEDS, **ARM)
+    done = study_runs.answer(extended, *flags, **SEEDS, **ARM)
     assert 'gelu' in done.out and not done.err
   before = study_runs.files(extended)
-  assert 'takes away' in study_runs.run(extended, '--extend', code=2).line
+  assert 'takes away' in study_runs.answer(extended, '--extend', code=2).line
   assert study_runs.files(extended) == before
 
 
@@ -139,9 +138,6 @@ NO_EXTENSIONS = (
 
 def test_what_is_no_extension(reference):
   before = study_runs.files(reference.workdir)
-  answers = study_runs.run_all(*(
-    functools.partial(study_runs.run, reference.workdir, '--extend', code=2, **change)
-    for change, _ in NO_EXTENSIONS))
-  for done, (_, said) in zip(answers, NO_EXTENSIONS, strict=True):
-    assert said in done.line
+  for change, said in NO_EXTENSIONS:
+    assert said in study_runs.answer(reference.workdir, '--extend', code=2, **change).line
   assert study_runs.files(reference.workdir) == before

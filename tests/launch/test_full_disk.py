@@ -56,6 +56,7 @@ def test_going_on_after_a_checkpoint(reference, tmp_path, size):
   study_runs.assert_same(tmp_path / 'run', reference)
 
 
+@pytest.mark.slow
 def test_the_rows(reference, tmp_path):
   """All cohorts are done but not reported; results.csv is the first file that is too large."""
   workdir = study_runs.copy(reference.workdir, tmp_path / 'run')

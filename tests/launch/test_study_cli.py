@@ -1,7 +1,6 @@
 """What the command line of a study answers: exit codes, one line, nothing written."""
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 import shutil
@@ -46,16 +45,15 @@ def test_an_unfinished_run_imports_jax(interrupted, without_jax, tmp_path):
   assert 'RuntimeError: jax was imported' in done.err
 
 
-def test_io_may_change(reference, without_jax):
-  study_runs.run(reference.workdir, env=without_jax, io__checkpoint_interval_s=5)
+def test_io_may_change(reference):
+  study_runs.answer(reference.workdir, io__checkpoint_interval_s=5)
 
 
 @pytest.mark.parametrize('finished', [True, False])
-def test_a_changed_config_is_refused(reference, interrupted, without_jax, finished):
+def test_a_changed_config_is_refused(reference, interrupted, finished):
   workdir = reference.workdir if finished else interrupted
   before = study_runs.files(workdir)
-  done = study_runs.run(workdir, code=2, env=without_jax, mlp__batch_size=64,
-                        mlp__activations='relu,gelu')
+  done = study_runs.answer(workdir, code=2, mlp__batch_size=64, mlp__activations='relu,gelu')
   assert 'mlp.batch_size: 128 -> 64' in done.line
   assert '["relu", "identity", "crrelu"] -> ["relu", "gelu"]' in done.line
   assert not done.out
@@ -77,25 +75,24 @@ USAGE = {
 
 def test_wrong_usage(tmp_path, without_jax):
   workdir = tmp_path / 'run'
-  answers = study_runs.run_all(*(
-    functools.partial(study_runs.run, workdir, flag, code=2, env=without_jax) for flag in USAGE))
+  answers = [study_runs.answer(workdir, flag, code=2) for flag in USAGE]
   for done, said in zip(answers, USAGE.values(), strict=True):
     assert said in done.line and done.line.startswith('activation_search: ')
+  # As a command, and without jax.
+  flag, *_ = USAGE
+  assert study_runs.run(workdir, flag, code=2, env=without_jax).err == answers[0].err
   assert not workdir.exists()
 
 
-def test_a_missing_workdir_flag(without_jax, tmp_path):
-  done = study_runs.run(Path(''), code=2, env=without_jax)
-  assert '--workdir' in done.line
+def test_a_missing_workdir_flag():
+  assert '--workdir' in study_runs.answer(Path(''), code=2).line
 
 
-def test_unknown_names_and_previews_write_nothing(reference, tmp_path):
+def test_unknown_names_and_previews_write_nothing(tmp_path):
   workdir = tmp_path / 'run'
-  start = functools.partial(study_runs.run, workdir)
-  activation, dataset, listed, resolved = study_runs.run_all(
-      functools.partial(start, code=2, mlp__activations='relu,gleu'),
-      functools.partial(start, code=2, dataset='digit'),
-      functools.partial(start, '--list'), functools.partial(start, '--dry_run'))
+  activation = study_runs.answer(workdir, code=2, mlp__activations='relu,gleu')
+  dataset = study_runs.answer(workdir, code=2, dataset='digit')
+  listed, resolved = (study_runs.answer(workdir, flag) for flag in ('--list', '--dry_run'))
   assert not workdir.exists()
   assert "'gelu'" in activation.line
   assert "unknown data set 'digit'; nearest: digits;" in dataset.line
@@ -109,18 +106,30 @@ def test_unknown_names_and_previews_write_nothing(reference, tmp_path):
 # Workdirs.
 
 
-def test_a_foreign_directory(tmp_path, without_jax):
+def test_a_foreign_directory(tmp_path):
   (tmp_path / 'thesis.tex').write_text('years of work')
-  assert 'is not empty and no workdir' in study_runs.run(tmp_path, code=2, env=without_jax).line
+  assert 'is not empty and no workdir' in study_runs.answer(tmp_path, code=2).line
   assert list(study_runs.files(tmp_path)) == ['thesis.tex']
 
 
-def test_a_parent_that_is_a_file(reference, tmp_path):
+def test_a_parent_that_is_a_file(tmp_path):
   (tmp_path / 'file').write_text('')
-  done = study_runs.run(tmp_path / 'file' / 'run', code=2)
+  done = study_runs.answer(tmp_path / 'file' / 'run', code=2)
   assert 'a part of the path is a file' in done.line
 
 
+def test_a_second_start(reference, tmp_path):
+  """It says which process has the workdir, and leaves it alone."""
+  workdir = tmp_path / 'run'
+  with Start(workdir) as first:
+    first.until(lambda: study_runs.status(workdir).get('cohort'))
+    done = study_runs.answer(workdir, code=2)
+    assert f'is in use by process {first.process.pid} on host' in done.line
+    assert first.process.poll() is None
+    first.kill()
+
+
+@pytest.mark.slow
 def test_two_starts_at_once(reference, tmp_path):
   """One goes on, the other says who it is."""
   workdir = tmp_path / 'run'
@@ -146,7 +155,7 @@ def test_other_data(reference, interrupted, tmp_path):
   builders.write(dataclasses.replace(
       content, inputs={**content.inputs, 'test': changed}), tmp_path / 'data')
   before = study_runs.files(interrupted)
-  done = study_runs.run(interrupted, code=2, io__data_dir=tmp_path / 'data')
+  done = study_runs.answer(interrupted, code=2, io__data_dir=tmp_path / 'data')
   recorded = json.loads((interrupted / 'config.json').read_text())['data']['sha256']
   assert 'was begun with other data' in done.line and recorded[:12] in done.line
   assert study_runs.files(interrupted) == before
@@ -154,7 +163,8 @@ def test_other_data(reference, interrupted, tmp_path):
 
 def test_nothing_survives(reference, tmp_path):
   workdir = tmp_path / 'run'
-  done = study_runs.run(workdir, code=3, mlp__base_rate=1e30, io__checkpoint_interval_s=100)
+  done = study_runs.run(workdir, code=3, mlp__base_rate=1e30, mlp__activations='relu,identity',
+                        io__checkpoint_interval_s=100)
   assert done.err.splitlines()[-1].endswith(f'runs survived; see {workdir / "results.csv"}')
   assert 'Traceback' not in done.err and 'Warning' not in done.err
   assert study_runs.status(workdir)['state'] == 'failed'

@@ -13,7 +13,8 @@ from tests.data.make_files import idx_bytes
 from tests.launch import study_runs
 from tests.launch.study_runs import Start
 
-WITHOUT = {'PYTHONPATH': str(helpers.FAKE_TENSORFLOW)}
+# Nothing here is about bits: without optimization the programs compile in a third of the time.
+WITHOUT = {'PYTHONPATH': str(helpers.FAKE_TENSORFLOW), 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true'}
 
 
 def test_it_raises_in_children():
@@ -35,7 +36,7 @@ def write_idx(folder):
 
 @pytest.mark.parametrize('dataset', [
   'mnist-tiny', pytest.param('digits', marks=pytest.mark.slow)])
-def test_prepare_train_resume_report(reference, tmp_path, dataset):
+def test_prepare_train_resume_report(compile_cache, tmp_path, dataset):
   data_dir = tmp_path / 'data'
   if dataset == 'digits':
     source = ('--dataset=digits',)
@@ -45,7 +46,8 @@ def test_prepare_train_resume_report(reference, tmp_path, dataset):
   done = helpers.run_module('data.prepare', *source, f'--data_dir={data_dir}', env=WITHOUT)
   assert done.returncode == 0, done.stderr
   workdir = tmp_path / 'run'
-  options = dict(env=WITHOUT, io__data_dir=data_dir, dataset=dataset, io__figures='true')
+  options = dict(env=WITHOUT, io__data_dir=data_dir, dataset=dataset, io__figures='true',
+                 mlp__activations='relu,identity')
   with Start(workdir, **options) as start:
     start.until(lambda: study_runs.steps(workdir, 'mlp-fresh-fixed'))
     assert start.signal(signal.SIGTERM).code == 75
