@@ -17,6 +17,8 @@ from launch.study.progress import Progress
 from model_lib.errors import UserError
 from tests import helpers
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 FIELDS = {'name', 'unit', 'n', 'q25', 'median', 'q75', 'at_least', 'at_most', 'met', 'details'}
 
 

@@ -493,6 +493,7 @@ def test_a_full_disk_is_one_line_and_the_process_goes_on_and_ends(tmp_path):
   assert_survives_full_disk(tmp_path, 'limit', 'File too large')
 
 
+@pytest.mark.slow
 def test_a_full_file_system_is_one_line_and_the_process_goes_on_and_ends(tmp_path):
   mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', str(tmp_path)],
                            capture_output=True, check=False)
