@@ -1,19 +1,35 @@
-"""Activation functions compared under one honest protocol.
-
-Which activation functions, put into the same network at their own best learning rate, reach
-a lower test log-loss than ReLU, by more than copies of ReLU differ among themselves?
+"""Activation functions compared, searched for and explained, under one honest protocol.
 
   python -m experiments.activation_search --preset=quick --workdir=runs/quick
 
-Every activation is trained at {1/3, 1, 3} x a base rate; the rate with the lowest mean
-validation loss is chosen, one step further out where it lies at an edge; the chosen rate is
-trained again with fresh seeds over several train / validation / test splits, and only these
-runs are compared, paired with ReLU's of the same seed. As many extra copies of ReLU, each
-with its own seeds, go through the same selection: the largest difference among them is the
-line that a winner must pass. A control trains on shuffled labels. Initialization is
-corrected for each activation's gain E[f(z)^2]^-1/2, else the comparison would rediscover
-which functions happen to suit ReLU's initialization (config.init_gain=false does that).
-A small vision transformer repeats part of it; with 8 seeds it names no winner.
+Three parts (--config.parts=a,b runs some of them):
+
+comparison: which activation functions, put into the same network at their own best learning rate,
+reach a lower test log-loss than ReLU, by more than copies of ReLU differ among themselves? Every
+activation is trained at {1/3, 1, 3} x a base rate; the rate with the lowest mean validation loss is
+chosen, one step further out where it lies at an edge; the chosen rate is trained again with fresh
+seeds over several train / validation / test splits, and only these runs are compared, paired with
+ReLU's of the same seed. As many extra copies of ReLU, each with its own seeds, go through the same
+selection: the largest difference among them is the line that a winner must pass. A control trains
+on shuffled labels. Initialization is corrected for each activation's gain E[f(z)^2]^-1/2, else the
+comparison would rediscover which functions happen to suit ReLU's initialization
+(config.init_gain=false does that). A small vision transformer repeats part of it; with 8 seeds it
+names no winner.
+
+search: every valid function of a search space (Act-Bench's, of Bingham and Miikkulainen 2023, by
+default) is trained in one program per 500, as a table of values in place of code, with three seeds,
+each on a split of its own; table.npz holds the losses. On that table 200 searches of every
+algorithm are simulated: a search sees the validation loss of one seed, and its regret is in the
+test losses of the others. The same searches on losses dealt out to other functions are the control.
+Proxies that need no training are held against the losses by Kendall's tau, in the direction fixed
+before. A live search with PANGAEA's mutations and learnable parameters trains what it asks for. The
+best functions of the table, the live winner and the luckiest of many copies of ReLU choose their
+learning rates and run again with fresh seeds: what the copies lose is the winner's curse.
+
+eafo: Sun et al. 2024 (arXiv:2405.12954) take a lower entropy of the activated distribution for
+better, and correct ReLU by epsilon x e^(-x^2/2). The catalogue's fixed pointwise functions are
+ranked by that entropy (plug-in, of f / sd f, bins of 0.1) against their test loss; and CRReLU
+learns its epsilon per layer from above 0, 0 and below, beside another odd function of equal norm.
 
 Cost on two CPU cores: smoke under 30 s; the comparison of cpu 16 minutes beside other work, 3.9 GB.
 To expect from it on digits, in nats: ReLU .096 [.091, .101], identity worse by .030 [.026, .034],

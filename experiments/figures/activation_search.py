@@ -174,7 +174,7 @@ def regret_curves(regrets: pd.DataFrame) -> Figure:
   tables = list(dict.fromkeys(regrets.table))
   with plotting.style():
     figure = plotting.new_figure(0.4 + 3.6 * len(tables), 3.4)
-    panels = figure.subplots(1, len(tables), squeeze=False)[0]
+    panels = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
     for axes, table in zip(panels, tables):
       own = regrets[regrets.table == table]
       for index, (name, group) in enumerate(own.groupby('algorithm', sort=False)):
@@ -182,12 +182,13 @@ def regret_curves(regrets: pd.DataFrame) -> Figure:
                                 group.regret_high, label=name, index=index)
       axes.axhline(own.bound.iloc[0], color=plotting.GREY, linewidth=1.0, label='exhaustive')
       axes.set_xscale('log')
-      axes.set_xticks(sorted(set(own.evaluations)), labels=map(str, sorted(set(own.evaluations))))
+      budgets = sorted({int(count) for count in own.evaluations})
+      axes.set_xticks(budgets, labels=[str(count) for count in budgets])
       axes.minorticks_off()
       axes.set_ylim(bottom=0)
       axes.set_xlabel('budget (full trainings)')
-      axes.set_ylabel('regret in test log-loss (nats)')
       axes.set_title(f'{table} losses')
+    panels[0].set_ylabel('regret in test log-loss (nats)')
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside upper center', ncols=len(labels))
   return figure

@@ -7,15 +7,19 @@ trained every function of the space, as a `model_lib.search.tabulated.Table`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+import time
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+import threadpoolctl
 
 from launch.study import Given
 from model_lib.analysis import statistics
-from model_lib.search import Space, algorithms, get_space, proxies, tabulated
+from model_lib.analysis.entropy import entropies
+from model_lib.errors import UserError
+from model_lib.search import Expression, Space, algorithms, engines, get_space, proxies, tabulated
 from model_lib.search.algorithms import Algorithm
 from model_lib.search.tabulated import Table
 
@@ -62,16 +66,12 @@ def proxy_task(given: Given) -> proxies.Task:
 
 
 def surrogate_features(table: Table, task: proxies.Task) -> np.ndarray:
-  """Outputs and Fisher eigenvalues of every function, each block scaled to mean square 1."""
+  """Outputs and Fisher eigenvalues of every function, both with the same weight."""
   outputs = algorithms.output_features(table.candidates, min(16, len(table.candidates)))
   fisher = proxies.fisher_features(table.candidates, task)
   known = np.isfinite(fisher).all(1)
   fisher[~known] = fisher[known].mean(0)  # what cannot be looked at lies in the middle
-  blocks = []
-  for block in (outputs, fisher):
-    block = block - block.mean(0)
-    blocks.append(block / max(np.sqrt((block**2).sum(1).mean()), 1e-12))
-  return np.concatenate(blocks, 1)
+  return algorithms.side_by_side(outputs, fisher)
 
 
 def makers(table: Table, space: Space, features: np.ndarray) -> dict[str, Callable[[int], Algorithm]]:
@@ -89,11 +89,16 @@ def makers(table: Table, space: Space, features: np.ndarray) -> dict[str, Callab
 
 
 def permuted(table: Table) -> Table:
-  """The same losses dealt out to other functions: on it no search can be better than another."""
-  order = np.random.default_rng(_PERMUTATION_SEED).permutation(len(table.expressions))
-  return Table(table.expressions, table.seeds, table.steps, table.validation_loss[order],
-               table.test_loss[order], table.validation_accuracy[order],
-               table.test_accuracy[order], dict(table.meta))
+  """The same losses dealt out to other functions, those of every step anew.
+
+  No search can be better on it than random search; one that spends steps on short runs is worse,
+  since they tell nothing of the long ones.
+  """
+  rng = np.random.default_rng(_PERMUTATION_SEED)
+  orders = np.stack([rng.permutation(len(table.expressions)) for _ in table.steps], 1)[:, None]
+  dealt = [np.take_along_axis(losses, orders, 0) for losses in (
+      table.validation_loss, table.test_loss, table.validation_accuracy, table.test_accuracy)]
+  return Table(table.expressions, table.seeds, table.steps, *dealt, dict(table.meta))
 
 
 def measure_regrets(given: Given, cohorts: Sequence[str], space: str, operators: Sequence[str],
@@ -112,12 +117,14 @@ def measure_regrets(given: Given, cohorts: Sequence[str], space: str, operators:
   """
   whole = table_of(given.rows(cohorts), {})
   candidates = space_of(space, operators)
-  features = surrogate_features(whole, proxy_task(given))
+  with threadpoolctl.threadpool_limits(1, 'blas'):  # see measure_proxies
+    features = surrogate_features(whole, proxy_task(given))
   marks = [whole.steps[-1] * n for n in evaluations]
   rows = []
   for name, table in (('trained', whole), ('permuted', permuted(whole))):
-    curves = {algorithm: tabulated.regret_curves(table, make, searches, marks)
-              for algorithm, make in makers(table, candidates, features).items()}
+    with threadpoolctl.threadpool_limits(1, 'blas'):
+      curves = {algorithm: tabulated.regret_curves(table, make, searches, marks)
+                for algorithm, make in makers(table, candidates, features).items()}
     bound = tabulated.exhaustive_regret(table)
     for place, count in enumerate(evaluations):
       paired = {algorithm: statistics.paired_difference(*_both(curves, algorithm, place))
@@ -156,12 +163,20 @@ def measure_proxies(given: Given, cohorts: Sequence[str]) -> list[dict[str, Any]
     A row per proxy, and two of the table's own split-half tau, which is the ceiling.
   """
   table = table_of(given.rows(cohorts), {})
-  values, seconds = proxies.all_proxies(table.candidates, proxy_task(given))
-  found = [(name, proxies.names()[name].sign, values[name], seconds[name], table.test_loss[..., -1])
+  # Many small products: with more threads BLAS takes up to ten times as long.
+  with threadpoolctl.threadpool_limits(1, 'blas'):
+    values, seconds = proxies.all_proxies(table.candidates, proxy_task(given))
+  signs = {name: proxy.sign for name, proxy in proxies.names().items()}
+  start = time.perf_counter()
+  entropy = [_entropies(expression) for expression in table.candidates]
+  for place, name in enumerate(('entropy', 'entropy_naive')):
+    values[name], signs[name] = np.array([pair[place] for pair in entropy]), -1
+    seconds[name] = time.perf_counter() - start
+  found = [(name, signs[name], values[name], seconds[name], table.test_loss[..., -1])
            for name in values]
   for place, step in enumerate(table.steps[:-1]):
-    found.append((f'validation loss after {step} steps', -1, table.validation_loss[:, 0, place],
-                  np.nan, table.test_loss[:, 1:, -1]))
+    found.append((f'loss_at_{step}', -1, table.validation_loss[:, 0, place], np.nan,
+                  table.test_loss[:, 1:, -1]))
   rows = []
   for name, sign, value, wall_s, losses in found:
     loss = losses.mean(1)
@@ -177,6 +192,15 @@ def measure_proxies(given: Given, cohorts: Sequence[str]) -> list[dict[str, Any]
                  'tau': tabulated.reliability(table.test_loss[..., -1], top),
                  'functions': round(top * len(table.expressions))})
   return rows
+
+
+def _entropies(expression: Expression) -> tuple[float, float]:
+  """EAFO's criterion under N(0, 1): the primary entropy, and the paper's H(U) + E log |f'|."""
+  try:
+    found = entropies(expression, breaks=engines.kinks(expression))
+  except UserError:  # a range of too many bins: no number for this one
+    return np.nan, np.nan
+  return found.primary, found.monotone.raw
 
 
 def _tau(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
