@@ -13,6 +13,8 @@ from model_lib.models.transformer import FeedForward
 from model_lib.models.vit import patches
 from tests.model_lib import model_cases as cases
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 BATCH, LENGTH, DIM, HEADS = 2, 6, 8, 2
 
 

@@ -12,6 +12,8 @@ from model_lib.analysis.audit import audit_norms
 from model_lib.errors import UserError
 from model_lib.normalization import get_norm
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 
 class OneNorm(nn.Module):
   """N(x)."""

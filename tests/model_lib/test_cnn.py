@@ -12,6 +12,8 @@ from model_lib.errors import UserError
 from model_lib.models.cnn import CONFIGS
 from tests.model_lib import model_cases as cases
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 SIZES = {'widths': (3, 4), 'blocks': 1, 'num_classes': 3, 'activation': 'tanh'}
 CASES = {
   'original': {'norm': 'olmo2:rms'},

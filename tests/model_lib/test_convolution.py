@@ -11,6 +11,8 @@ from model_lib.errors import UserError
 from model_lib.models.activation_layer import consumer_gains
 from model_lib.models.convolution import Conv, convolve, convolve_slices
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 # height, width, kernel, stride: even and odd sizes, and a kernel larger than the image.
 CASES = [(6, 5, 3, 2), (5, 7, 2, 1), (8, 8, 1, 3), (2, 2, 5, 1)]
 

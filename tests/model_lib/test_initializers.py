@@ -8,6 +8,8 @@ from model_lib.activations import get_activation
 from model_lib.parametrization.initializers import (
     gain_matched_std, he_std, kumar_std, nfnet_distances)
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 
 @pytest.mark.parametrize('slope', [0.0, 0.25, 1.0])
 def test_he_is_gain_matching_for_the_functions_that_it_is_for(slope):

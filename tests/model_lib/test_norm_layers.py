@@ -11,6 +11,8 @@ from model_lib.normalization import entry, get_norm, names
 from tests.model_lib import norm_cases as cases
 from tests.model_lib.norm_references import REFERENCES
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 SURROGATES = {'renorm': True, 'unmix': False}  # name: whether it is so in training
 
 

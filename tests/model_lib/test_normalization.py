@@ -16,6 +16,8 @@ from model_lib.normalization import block, functions, get_norm, names
 from tests import helpers
 from tests.model_lib import norm_cases
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 GAIN_BIAS = {'scale': np.linspace(0.5, 1.5, 16, dtype=np.float32),
              'bias': np.linspace(-1.0, 1.0, 16, dtype=np.float32)}
 

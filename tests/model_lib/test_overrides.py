@@ -11,6 +11,8 @@ from model_lib.models import overrides
 from model_lib.models.site import Site, summary
 from tests.model_lib import model_cases as cases
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 SITES = (
   Site('stem.norm', 'norm', 'batch'),
   *(Site(f'blocks.{i}.{part}', kind, spec) for i in range(5) for part, kind, spec in (

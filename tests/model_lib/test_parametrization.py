@@ -8,6 +8,8 @@ import pytest
 from model_lib.errors import UserError
 from model_lib.parametrization import Parametrization, get_parametrization, names
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 
 def test_names_are_the_rows() -> None:
   assert names() == (

@@ -20,6 +20,8 @@ from model_lib.parametrization import Branch, get_parametrization
 from tests.model_lib import model_cases as cases
 from tests.model_lib import norm_cases
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 BLOCKS, CHANNELS, EPS = 4, 5, 1e-5
 
 

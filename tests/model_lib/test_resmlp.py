@@ -10,6 +10,8 @@ from model_lib import models
 from model_lib.errors import UserError
 from tests.model_lib import model_cases as cases
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 SIZES = {'width': 6, 'depth': 2, 'ratio': 2, 'num_classes': 3}
 FUNCTIONS = {'tanh': np.tanh, 'relu': lambda x: np.maximum(x, 0)}
 CASES = {

@@ -9,6 +9,8 @@ from model_lib.activations import get_activation
 from model_lib.activations.host import evaluate
 from model_lib.analysis.signal_propagation import Layer, depth_scale, dual_activation
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 _RHO = np.linspace(-1, 1, 21)
 
 

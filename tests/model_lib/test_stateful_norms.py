@@ -16,6 +16,8 @@ from model_lib.training.cohort import ModelSpec
 from model_lib.training.metrics import MetricsFile
 from tests.model_lib.engine import HELD_OUT, Engine, members
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 MODELS = {
   'mlp': ModelSpec('mlp', {'widths': (16,), 'norm': 'batch'}),
   'cnn': ModelSpec('cnn', {'widths': (4,), 'blocks': 1}),

@@ -22,6 +22,8 @@ from model_lib.transforms.convert import (
   centre_tree, fold_batch_tree, fold_frozen_tree, fold_gain_tree)
 from tests.model_lib import model_cases as cases
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 EXACT = {'float64': 1e-11}
 SLOW = pytest.mark.slow  # compiling dominates; the other cases have the same code
 

@@ -15,6 +15,8 @@ from model_lib.normalization import get_norm
 from model_lib.transforms import fit_pointwise, layer_to_pointwise
 from tests.model_lib import model_cases as cases
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 ALPHA, SHIFT = 0.37, 0.21
 FORMS = {'dyt': math.tanh, 'derf': math.erf}
 

@@ -10,6 +10,8 @@ from model_lib import models
 from model_lib.transforms import find_normalizations
 from tests.model_lib import model_cases as cases
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 X = jnp.ones((2, 3))
 SQUARE = lambda x: jnp.mean(x * x, -1, keepdims=True)
 

@@ -14,6 +14,8 @@ from model_lib.normalization import weight as weights
 from tests.model_lib import model_cases as cases
 from tests.model_lib.norm_cases import compiled
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 SHAPES = [(6, 4), (3, 3, 2, 5)]
 
 
