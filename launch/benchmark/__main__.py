@@ -1,11 +1,12 @@
 """Measures the engine against plain jax, against the floor and against its memory estimates.
 
-  python -m launch.benchmark [--parts=population,steps,single,overhead,memory] [--pairs=10]
+  python -m launch.benchmark [--parts=population,steps,single,overhead,memory,search] [--pairs=10]
       [--full] [--quickstart=WORKDIR] [--out=FILE.json]
 
 Every speed ratio is the median of at least ten interleaved pairs, shown with its
-quartiles. On two idle CPU cores the parts take about 6, 2, 1, 3 and 8 minutes (the
-last without --quickstart, which reads a finished quickstart instead of running one).
+quartiles. On two idle CPU cores the first five parts take about 6, 2, 1, 3 and 8 minutes (memory
+without --quickstart, which reads a finished quickstart instead of running one); search takes
+about 20.
 The exit code is 0 also where a target is missed: the table says so.
 """
 
@@ -25,7 +26,7 @@ from launch.study import atomic
 from launch.study import tables
 from model_lib.errors import UserError
 
-PARTS = ('population', 'steps', 'single', 'overhead', 'memory')
+PARTS = ('population', 'steps', 'single', 'overhead', 'memory', 'search')
 MIN_PAIRS = 10
 _CALLS_PER_PAIR = 20  # a pair of single calls lasts 10 ms, and 200 cost no time
 
@@ -38,7 +39,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   parser.add_argument('--pairs', type=int, default=MIN_PAIRS, metavar='N',
                       help=f'interleaved pairs per ratio, at least {MIN_PAIRS}')
   parser.add_argument('--full', action='store_true',
-                      help='also run all 64 plain processes once, not 8 of them scaled')
+                      help='also run all plain processes and jits once, not some of them scaled')
   parser.add_argument('--quickstart', type=Path, metavar='WORKDIR',
                       help='a finished quickstart, to read its peak memory from')
   parser.add_argument('--out', type=Path, metavar='FILE.json')
@@ -56,6 +57,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def measured(arguments: argparse.Namespace, say=lambda line: None) -> dict[str, list]:
   """{part: records} of the chosen parts."""
   from launch.benchmark import memory
+  from launch.benchmark import search
   from launch.benchmark import speed
   pairs = arguments.pairs
   programs = {
@@ -63,7 +65,8 @@ def measured(arguments: argparse.Namespace, say=lambda line: None) -> dict[str, 
       'steps': lambda: speed.steps(pairs),
       'single': lambda: speed.single(pairs * _CALLS_PER_PAIR),
       'overhead': lambda: speed.overhead(pairs),
-      'memory': lambda: memory.memory(arguments.quickstart)}
+      'memory': lambda: memory.memory(arguments.quickstart),
+      'search': lambda: search.search(pairs, arguments.full)}
   found = {}
   for part in arguments.parts:
     say(f'measuring {part} ...')

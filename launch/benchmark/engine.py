@@ -63,8 +63,12 @@ def cohort(members: int, steps: int, model: ModelSpec | None = None,
 
 
 def setup(members: int, steps: int, steps_per_call: int = 0) -> Setting:
+  """A population of `cohort`; see `prepare`."""
+  return prepare(cohort(members, steps), steps_per_call)
+
+
+def prepare(runs: Cohort, steps_per_call: int = 0) -> Setting:
   """Loads digits, plans and compiles; with steps_per_call = 0 the plan decides it."""
-  runs = cohort(members, steps)
   data = datasets.StudyData(DataRequest('digits'), '')
   prepared = data.prepare(runs, 'device')
   population = Population(runs, data.build(runs.model), prepared.task, prepared.arrays,

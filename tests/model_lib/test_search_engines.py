@@ -15,7 +15,7 @@ from model_lib.activations import get_activation
 from model_lib.errors import UserError
 from model_lib.models import candidate
 from model_lib.models import swept
-from model_lib.models.activation_layer import ActivationLayer, consumer_gains
+from model_lib.models.activation_layer import ActivationLayer, branches, consumer_gains
 from model_lib.search import Evaluator, ValidityFilter, get_space, parse
 from model_lib.search.engines import gain, kinks
 from model_lib.search.engines.bytecode import OPCODES, run
@@ -290,3 +290,78 @@ def test_thousands_of_candidates_are_encoded_in_seconds():
   for expression in raw[1::2]:
     swept.find('table').encode(str(expression))
   assert time.process_time() - start < 50 * 0.02
+
+
+class _Chosen(swept.SweptActivation):
+  """The real expressions, compiled, of which a number chooses one: jit in few programs."""
+
+  name = 'chosen'
+
+  def __init__(self, expressions):
+    self.expressions = expressions
+
+  def default(self):
+    return {'number': np.int32(0)}
+
+  def encode(self, text):
+    return {'number': np.int32(self.expressions.index(parse(text)))}
+
+  def first(self, leaves, shape):
+    return {}
+
+  def apply(self, leaves, params, x):
+    return jax.lax.switch(leaves['number'], self.expressions, x)
+
+  def gain(self):
+    return 2**0.5
+
+
+def losses_after_training(engine, expressions, folder):
+  """The loss of the 100th batch, per expression; all start from the same weights."""
+  members = [dataclasses.replace(member, seed=0, hp={**member.hp, 'init_gain': gain(expression)})
+             for member, expression in zip(runs(map(str, expressions)), expressions, strict=True)]
+  return engine.train(members, folder).losses()[:, -1]
+
+
+def check_training(count, folder, monkeypatch, per_program=40):
+  """Shares of expressions whose loss agrees within 1 %: table, bytecode, and the next expression's.
+
+  Where none of the two is finite, they agree.
+  """
+  expressions = random_expressions(count, parameters=False)
+  monkeypatch.setitem(swept._MAKERS, 'chosen', lambda call: chosen)
+  monkeypatch.setattr(swept, '_made', lambda maker, spec: maker(swept.spec_lib.parse(spec)))
+
+  def engine(name):
+    return Engine(ModelSpec('mlp', {**_MLP, 'activation': name}), chunk=10, k=50, steps=100,
+                  evaluates=False)
+
+  real = []
+  for start in range(0, count, per_program):
+    chosen = _Chosen(expressions[start:start + per_program])
+    branches.cache_clear()
+    consumer_gains.cache_clear()
+    real += list(losses_after_training(engine('chosen'), chosen.expressions, folder))
+  real = np.array(real)
+
+  def share(losses):
+    with np.errstate(invalid='ignore'):
+      agree = np.abs(losses - real) <= 0.01 * np.abs(real)
+    return np.mean(agree | ~(np.isfinite(losses) | np.isfinite(real)))
+
+  shares = [share(losses_after_training(engine(name), expressions, folder))
+            for name in ('table', 'bytecode')]
+  return *shares, share(np.roll(real, 1))
+
+
+@pytest.mark.slow
+def test_training_with_the_engines_gives_the_losses_of_the_real_expressions(tmp_path, monkeypatch):
+  by_table, by_bytecode, by_another = check_training(200, tmp_path, monkeypatch)
+  assert by_table >= 0.95 and by_bytecode >= 0.95 and by_another < 0.5
+
+
+@pytest.mark.slow
+def test_the_engines_agree_on_200_expressions():
+  check_table(200)
+  for start in range(0, 200, 40):
+    assert (bytecode_against_jit(random_expressions(200)[start:start + 40]) < 1e-5).all()

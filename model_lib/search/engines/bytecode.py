@@ -137,40 +137,58 @@ def run(program: jax.Array, constants: jax.Array, count: jax.Array, beta: jax.Ar
 
   Differentiable in beta and x, backwards only.
   """
-  return _forward(program, constants, count, beta, x)[count]
+  return _get(_forward(program, constants, count, beta, x), count)
+
+
+def _get(results: jax.Array, i) -> jax.Array:
+  """results[i]; places are never out of bounds, and the check would cost as much as an operator."""
+  return jax.lax.dynamic_index_in_dim(results, i, keepdims=False)
+
+
+def _set(results: jax.Array, i, value: jax.Array) -> jax.Array:
+  return jax.lax.dynamic_update_index_in_dim(results, value, i, 0)
 
 
 def _forward(program, constants, count, beta, x):
-  """All results [length + 1, *x.shape]."""
-  results = jnp.zeros((len(constants) + 1, *x.shape), x.dtype).at[0].set(x)
+  """All results [length + 2, *x.shape]; the last is room for what nobody reads."""
+  # Filling the array with zeros would cost more than a short program.
+  results = _set(jax.lax.empty((len(constants) + 2, *x.shape), x.dtype), 0, x)
 
   def step(i, results):
     code, a, b, slot = program[i]
-    value = jax.lax.switch(code, _APPLY, results[a], results[b], constants[i], beta[slot])
-    return results.at[i + 1].set(value)
+    value = jax.lax.switch(
+        code, _APPLY, _get(results, a), _get(results, b), constants[i], beta[slot])
+    return _set(results, i + 1, value)
 
   return jax.lax.fori_loop(0, count, step, results)
 
 
 def _run_forward(program, constants, count, beta, x):
   results = _forward(program, constants, count, beta, x)
-  return results[count], (program, constants, count, beta, results)
+  return _get(results, count), (program, constants, count, beta, results)
 
 
 def _run_backward(saved, cotangent):
+  """Backwards; each result but x is read once, so its cotangent takes its place when it was read."""
   program, constants, count, beta, results = saved
+  nobody = len(constants) + 1
 
   def step(k, carry):
-    to_results, to_beta = carry
+    results, to_x, to_beta = carry
     i = count - 1 - k
     code, a, b, slot = program[i]
     to_a, to_b, to_scalar = jax.lax.switch(
-        code, _PULL, results[a], results[b], constants[i], beta[slot], to_results[i + 1])
-    return to_results.at[a].add(to_a).at[b].add(to_b), to_beta.at[slot].add(to_scalar)
+        code, _PULL, _get(results, a), _get(results, b), constants[i], beta[slot],
+        _get(results, i + 1))
+    for read, to_read in ((a, to_a), (b, to_b)):
+      to_x += jnp.where(read == 0, to_read, 0)
+      results = _set(results, jnp.where(read == 0, nobody, read), to_read)
+    return results, to_x, to_beta.at[slot].add(to_scalar)
 
-  to_results, to_beta = jax.lax.fori_loop(
-      0, count, step, (jnp.zeros_like(results).at[count].set(cotangent), jnp.zeros_like(beta)))
-  return None, None, None, to_beta, to_results[0]
+  _, to_x, to_beta = jax.lax.fori_loop(
+      0, count, step, (_set(results, jnp.where(count == 0, nobody, count), cotangent),
+                       jnp.where(count == 0, cotangent, 0), jnp.zeros_like(beta)))
+  return None, None, None, to_beta, to_x
 
 
 run.defvjp(_run_forward, _run_backward)

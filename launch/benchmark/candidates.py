@@ -1,0 +1,189 @@
+"""The sides of the search's benchmark: candidates trained as one population, apart, in PyTorch.
+
+As a program it trains the first candidates of a file and prints the seconds that it took, from the
+imports on, compilation included:
+
+  python -m launch.benchmark.candidates population|apart|eager FILE.json DATA.npz FIRST LAST STEPS
+
+The file is a list of [text, gain]. All sides train an MLP 64-64-64-10 on digits with Adam, 128
+examples a step. `apart` is what a careful user would write for one expression, compiled anew for
+each; `eager` is PyTorch without a compiler, on one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import json
+from pathlib import Path
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from launch.benchmark import measure
+
+WIDTHS = (64, 64, 64)
+CLASSES, BATCH, RATE, STEPS_PER_CALL = 10, 128, 1e-3, 100
+Candidate = tuple[str, float]  # an expression and its gain
+
+
+def cohort(candidates: Sequence[Candidate] | int, steps: int):
+  """Runs of the candidates, or that many of plain ReLU, with the same start and batches."""
+  from launch.benchmark import engine
+  from model_lib.training.cohort import Cohort, Member, ModelSpec
+  plain = isinstance(candidates, int)
+  own = [{}] * candidates if plain else [
+      {'candidate': text, 'init_gain': gain} for text, gain in candidates]
+  return Cohort(
+      engine.RUN, ModelSpec('mlp', {'widths': list(WIDTHS),
+                                    'activation': 'relu' if plain else 'table'}),
+      tuple(Member({'number': i}, 0, 0, 0, {'learning_rate': RATE, **hp})
+            for i, hp in enumerate(own)), steps, BATCH)
+
+
+def population(candidates: Sequence[Candidate], data: Path, steps: int) -> float:
+  """All candidates as members of one compiled population, metrics written; seconds."""
+  del data
+  import jax
+
+  from launch.benchmark import engine
+  from model_lib.training import loop
+  from model_lib.training.metrics import MetricsFile
+  start = time.perf_counter()
+  setting = engine.prepare(cohort(candidates, steps))
+  with tempfile.TemporaryDirectory() as directory:
+    metrics = MetricsFile(Path(directory) / 'metrics.jsonl')
+    chunks = loop.initial_chunks(setting.population, setting.plan)
+    jax.block_until_ready(setting.train(chunks, metrics))
+    metrics.sync()
+    metrics.close()
+  return time.perf_counter() - start
+
+
+def weights(gain: float, inputs: int) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Kernels N(0, 1 / inputs), behind an activation N(0, gain^2 / inputs); biases 0."""
+  rng = np.random.default_rng(0)
+  sizes = (inputs, *WIDTHS, CLASSES)
+  scales = (1.0, *(gain,) * len(WIDTHS))
+  return [(np.float32(rng.standard_normal((i, o)) * scale / np.sqrt(i)), np.zeros((1, o), 'f4'))
+          for i, o, scale in zip(sizes[:-1], sizes[1:], scales, strict=True)]
+
+
+def batches(train: np.ndarray, steps: int) -> np.ndarray:
+  """int32 [steps, B]: permutations of the examples, one after the other."""
+  rng = np.random.default_rng(0)
+  order = np.concatenate([rng.permutation(train) for _ in range(-(-steps * BATCH // len(train)))])
+  return order[:steps * BATCH].reshape(steps, BATCH).astype(np.int32)
+
+
+def apart(candidates: Sequence[Candidate], data: Path, steps: int) -> float:
+  """One compiled scan per candidate, in plain jax and optax, one after the other; seconds."""
+  import jax
+  import optax
+
+  from model_lib.search import parse
+  file = np.load(data)
+  start = time.perf_counter()
+  inputs = (file['images'].reshape(len(file['images']), -1) - file['mean']) / file['std']
+  x, y = jax.device_put((np.float32(inputs), file['labels'].astype(np.int32)))
+  index = batches(file['train'], steps)
+  optimizer = optax.adam(RATE)
+
+  def scan(expression):
+    def step(carry, index_b):
+      params, state = carry
+
+      def mean_loss(params):
+        h = x[index_b]
+        for w, b in params[:-1]:
+          h = expression(h @ w + b)
+        w, b = params[-1]
+        return optax.softmax_cross_entropy_with_integer_labels(h @ w + b, y[index_b]).mean()
+
+      loss, grads = jax.value_and_grad(mean_loss)(params)
+      updates, state = optimizer.update(grads, state)
+      return (optax.apply_updates(params, updates), state), loss
+
+    return jax.jit(lambda carry, index: jax.lax.scan(step, carry, index), donate_argnums=0)
+
+  for text, gain in candidates:
+    params = jax.device_put(weights(gain, x.shape[1]))
+    carry, call = (params, optimizer.init(params)), scan(parse(text))
+    for first in range(0, steps, STEPS_PER_CALL):
+      carry, losses = call(carry, index[first:first + STEPS_PER_CALL])
+    float(losses[-1])
+  return time.perf_counter() - start
+
+
+def eager(candidates: Sequence[Candidate], data: Path, steps: int) -> float:
+  """One candidate after the other in PyTorch, eager, on one thread; seconds."""
+  import torch
+
+  from model_lib.search import parse
+  torch.set_num_threads(1)  # of two processes: faster than one with two threads on these shapes
+  file = np.load(data)
+  start = time.perf_counter()
+  inputs = (file['images'].reshape(len(file['images']), -1) - file['mean']) / file['std']
+  x, y = torch.tensor(np.float32(inputs)), torch.tensor(file['labels'].astype(np.int64))
+  index = torch.tensor(batches(file['train'], steps).astype(np.int64))
+  operators = _in_torch(torch)
+
+  def value(node, h):
+    if node.operator == 'x':
+      return h
+    return operators[node.operator](*(value(argument, h) for argument in node.args))
+
+  for text, gain in candidates:
+    expression = parse(text)
+    params = [torch.tensor(p, requires_grad=True)
+              for pair in weights(gain, x.shape[1]) for p in pair]
+    optimizer = torch.optim.Adam(params, lr=RATE)
+    for index_b in index:
+      h = x[index_b]
+      for w, b in zip(params[0:-2:2], params[1:-2:2], strict=True):
+        h = value(expression, torch.addmm(b, h, w))
+      loss = torch.nn.functional.cross_entropy(torch.addmm(params[-1], h, params[-2]), y[index_b])
+      optimizer.zero_grad()
+      loss.backward()
+      optimizer.step()
+    loss.item()
+  return time.perf_counter() - start
+
+
+def _in_torch(torch) -> dict:
+  """The operators of the space act_bench."""
+  f, special = torch.nn.functional, torch.special
+  return {
+      'zero': torch.zeros_like, 'one': torch.ones_like, 'identity': lambda a: a, 'neg': torch.neg,
+      'abs': torch.abs, 'reciprocal': torch.reciprocal, 'square': torch.square, 'exp': torch.exp,
+      'erf': torch.erf, 'erfc': torch.erfc, 'sinh': torch.sinh, 'cosh': torch.cosh,
+      'tanh': torch.tanh, 'expm1': torch.expm1, 'sigmoid': torch.sigmoid,
+      'log_sigmoid': f.logsigmoid, 'asinh': torch.asinh, 'atan': torch.atan, 'i0e': special.i0e,
+      'i1e': special.i1e, 'relu': f.relu, 'elu': f.elu, 'selu': f.selu, 'swish': f.silu,
+      'softplus': f.softplus, 'softsign': f.softsign,
+      'hard_sigmoid': lambda a: torch.clamp(0.2 * a + 0.5, 0, 1),
+      'add': torch.add, 'sub': torch.sub, 'mul': torch.mul, 'div': torch.div, 'pow': torch.pow,
+      'max': torch.maximum, 'min': torch.minimum}
+
+
+SIDES = {'population': population, 'apart': apart, 'eager': eager}
+
+
+def seconds(side: str, file: Path, data: Path, first: int, last: int, steps: int,
+            ) -> tuple[float, float]:
+  """A child's seconds for the candidates [first, last), and its peak resident memory in MiB."""
+  _, peak, output = measure.run_child(
+      'launch.benchmark.candidates', side, file, data, first, last, steps)
+  return float(output.splitlines()[-1]), peak
+
+
+def main(side: str, file: str, data: str, first: int, last: int, steps: int) -> None:
+  """Trains the candidates [first, last) of the file and prints the seconds."""
+  with open(file, encoding='utf-8') as f:
+    candidates = [(text, gain) for text, gain in json.load(f)[first:last]]
+  print(SIDES[side](candidates, Path(data), steps))
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:4], *map(int, sys.argv[4:7]))
