@@ -49,6 +49,35 @@ class Classification:
 
 
 @dataclasses.dataclass(frozen=True)
+class Regression:
+  """Numbers to numbers.
+
+  arrays: {'inputs': float32 [n, ...], 'targets': float32 [n, tables, k]}; a run reads the table
+  of its labels, with k numbers per example, so that several targets of the same inputs train in
+  one program. Nothing is standardized here.
+  """
+
+  def batch(self, arrays, index_b: jax.Array, labels: jax.Array):
+    """float32 inputs [B, ...] and targets [B, k] of the examples index_b."""
+    return arrays['inputs'][index_b], arrays['targets'][index_b, labels]
+
+  def example_inputs(self, arrays, batch_size: int) -> np.ndarray:
+    """Zeros of a batch's shape and type, to initialize a model with."""
+    return np.zeros((batch_size, *arrays['inputs'].shape[1:]), np.float32)
+
+  def losses(self, outputs: jax.Array, targets: jax.Array):
+    """Squared error [B], the mean over the k numbers of an example; no further metric.
+
+    Raises:
+      ValueError: the model's outputs are not [B, k].
+    """
+    if outputs.shape != targets.shape:  # else [B, 1] and [B, k] would be broadcast
+      raise ValueError(f'outputs of shape {outputs.shape} for targets of shape {targets.shape}')
+    error = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32)) - targets
+    return jnp.square(error).mean(axis=-1), {}
+
+
+@dataclasses.dataclass(frozen=True)
 class NextToken:
   """Text to its next token.
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from model_lib.training.tasks import Classification, NextToken, cross_entropy
+from model_lib.training.tasks import Classification, NextToken, Regression, cross_entropy
 
 
 def reference(logits, targets):
@@ -51,6 +51,29 @@ def test_classification():
   losses, extra = task.losses(logits, jnp.asarray([0, 0, 2]))
   assert losses.shape == (3,) and extra['accuracy'].tolist() == [1.0, 0.0, 1.0]
   assert extra['accuracy'].dtype == losses.dtype
+
+
+def test_regression():
+  rng = np.random.default_rng(0)
+  arrays = {'inputs': rng.normal(size=(9, 3)).astype(np.float32),
+            'targets': rng.normal(size=(9, 4, 2)).astype(np.float32)}
+  task, index = Regression(), np.array([8, 0, 3, 3])
+  inputs, targets = task.batch(arrays, jnp.asarray(index), jnp.asarray(2))
+  np.testing.assert_array_equal(inputs, arrays['inputs'][index])
+  np.testing.assert_array_equal(targets, arrays['targets'][index, 2])
+  assert task.example_inputs(arrays, 5).shape == (5, 3)
+  assert inputs.dtype == task.example_inputs(arrays, 5).dtype == np.float32
+
+  outputs = rng.normal(size=(4, 2)).astype(np.float32)
+  losses, extra = task.losses(jnp.asarray(outputs), targets)
+  true = np.asarray(targets, np.float64)
+  np.testing.assert_allclose(losses, ((outputs - true)**2).sum(1) / 2, rtol=1e-5)
+  assert extra == {} and losses.shape == (4,)
+  half = task.losses(jnp.asarray(outputs, jnp.bfloat16), targets)[0]
+  assert half.dtype == jnp.float32
+  np.testing.assert_allclose(half, losses, atol=0.05)
+  with pytest.raises(ValueError, match=r'\(4, 1\) for targets of shape \(4, 2\)'):
+    task.losses(jnp.asarray(outputs[:, :1]), targets)
 
 
 def test_next_token():
