@@ -22,9 +22,11 @@ each on a split of its own; table.npz holds the losses. On that table 200 search
 algorithm are simulated: a search sees the validation loss of one seed, and its regret is in the
 test losses of the others. The same searches on losses dealt out to other functions are the control.
 Proxies that need no training are held against the losses by Kendall's tau, in the direction fixed
-before. A live search with PANGAEA's mutations and learnable parameters trains what it asks for. The
-best functions of the table, the live winner and the luckiest of many copies of ReLU choose their
-learning rates and run again with fresh seeds: what the copies lose is the winner's curse.
+before. Live searches train what they ask for, of one number of training steps: evolution with
+PANGAEA's mutations and learnable parameters, random search in its space, and EAFO's steps from known
+functions. The best functions of the table, the live winners and the luckiest of many copies of ReLU
+choose their learning rates and run again with fresh seeds (what the copies lose is the winner's
+curse), then in the vision transformer.
 
 eafo: Sun et al. 2024 (arXiv:2405.12954) take a lower entropy of the activated distribution for
 better, and correct ReLU by epsilon x e^(-x^2/2). The catalogue's fixed pointwise functions are
@@ -82,7 +84,8 @@ class Config:
 _TINY = dict(selection_seeds=1, fresh_seeds=2, null_copies=2, shuffled_seeds=2, steps=60)
 _SMALL_SEARCH = dict(
     operators=('identity', 'relu', 'tanh', 'sigmoid', 'abs', 'add', 'mul', 'max'), steps=60,
-    marks=(10, 30), live_evaluations=8, live_batch=4, searches=4, evaluations=(5, 10), copies=4, finalists=2, selection_seeds=1,
+    marks=(10, 30), live_evaluations=8, live_batch=4, eafo_starts=('tanh(x)', 'relu(x)'),
+    transfer_seeds=0, searches=4, evaluations=(5, 10), copies=4, finalists=2, selection_seeds=1,
     fresh_seeds=2)
 PRESETS = {
     'smoke': {'parts': ('comparison',), 'models': ('mlp',), 'engine.log_every': 10,

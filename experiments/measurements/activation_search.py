@@ -19,8 +19,10 @@ from launch.study import Given
 from model_lib.analysis import statistics
 from model_lib.analysis.entropy import entropies
 from model_lib.errors import UserError
-from model_lib.search import Expression, Space, algorithms, engines, get_space, proxies, tabulated
+from model_lib.search import (
+    Expression, Space, algorithms, engines, get_space, parse, proxies, tabulated)
 from model_lib.search.algorithms import Algorithm
+from model_lib.search.eafo import eafo_step
 from model_lib.search.tabulated import Table
 
 RANDOM = 'random'
@@ -191,6 +193,45 @@ def measure_proxies(given: Given, cohorts: Sequence[str]) -> list[dict[str, Any]
     rows.append({'part': 'search', 'phase': 'ceiling', 'proxy': name,
                  'tau': tabulated.reliability(table.test_loss[..., -1], top),
                  'functions': round(top * len(table.expressions))})
+  return rows
+
+
+def measure_eafo_candidates(given: Given, starts: Sequence[str], epsilons: Sequence[float],
+                            steps: int, most: int) -> list[dict[str, Any]]:
+  """Functions that EAFO's steps reach from some starts, in both signs; nothing is trained for them.
+
+  Args:
+    starts: expressions.
+    epsilons: step sizes.
+    steps: of a path, at most.
+    most: valid functions that are kept, those after fewer steps first.
+
+  Returns:
+    A row per function: its text, start, sign, epsilon and number of steps, and its entropy.
+  """
+  del given
+  paths = [(start, sign, epsilon, parse(start)) for start in starts for sign in ('descent', 'paper')
+           for epsilon in epsilons]
+  key, known, rows = algorithms.FunctionKeys(), set(), []
+  for number in range(1, steps + 1):
+    further = []
+    for start, sign, epsilon, expression in paths:
+      if len(rows) == most:
+        return rows
+      try:
+        step = eafo_step(expression, epsilon, False, sign=sign)
+      except UserError:  # the path ends: a stationary point, or a correction that no bump fits
+        continue
+      found = key(step.expression)
+      if found is None:
+        continue
+      further.append((start, sign, epsilon, step.expression))
+      if found not in known:
+        known.add(found)
+        rows.append({'part': 'search', 'phase': 'eafo_candidate',
+                     'activation': str(step.expression), 'start_from': start, 'sign': sign,
+                     'epsilon': epsilon, 'eafo_steps': number, 'entropy': step.after.primary})
+    paths = further
   return rows
 
 

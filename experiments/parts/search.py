@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import math
+from typing import Any
 
 import pandas as pd
 
-from experiments.parts.search_cohorts import PART, REFERENCE, check, cohorts, valid
+from experiments.parts.search_cohorts import (
+    PART, REFERENCE, best_of, check, cohorts, valid)
 from launch.study import Report, Run
 from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Outcome
 from launch.study.comparison import comparison_table, ranking
@@ -15,9 +18,11 @@ from model_lib.analysis import selection
 
 __all__ = ['TESTABLE', 'check', 'cohorts', 'report']
 
-MIN_SEEDS, MIN_SEARCHES = 16, 30
+MIN_SEEDS, MIN_SEARCHES, MIN_TRANSFER = 16, 30, 8
+LEARNED = 0.3  # nats that the reference's loss must lie below the labels' entropy
 MAX_EDGE_SHARE = 0.10
-TESTABLE = (f'not testable below {MIN_SEARCHES} searches or {MIN_SEEDS} fresh seeds, or when over '
+TESTABLE = (f'not testable below {MIN_SEARCHES} searches, {MIN_SEEDS} fresh seeds or '
+            f'{MIN_TRANSFER} seeds in the transformer, when ReLU has not learned there, or when over '
             f'{MAX_EDGE_SHARE:.0%} of the finalists choose the edge of the learning rates; a claim '
             'on searches is not testable either where the algorithm is better than random search '
             'on the table with permuted losses, by the same rule')
@@ -103,8 +108,62 @@ def curse_table(rows: pd.DataFrame, arms: list[str]) -> Table:
       ['The copies of ReLU are those with the lowest loss of all that were run beside the table.'])
 
 
-def outcomes(rows: pd.DataFrame) -> dict[str, Outcome]:
-  """One outcome per claim."""
+def live_table(rows: pd.DataFrame) -> Table:
+  """What every live search found for the same number of training steps."""
+  fresh = rows[(rows.phase == 'fresh') & (rows['copy'] == 0)]
+  compared = selection.compare(fresh, list(dict.fromkeys(fresh.activation)), REFERENCE, 'test_loss')
+  found = []
+  for strategy, group in rows[rows.phase == 'live'].groupby('strategy', sort=False):
+    best = best_of(group)
+    row = {'strategy': strategy, 'trainings': len(group), 'best': best,
+           'diverged': int((group.diverged_step >= 0).sum())}
+    if best is not None:
+      paired = compared[best].paired
+      row |= {'val_loss': float(group.val_loss[group.activation == best].iloc[0]),
+              'fresh': paired.mean, 'interval': (paired.low, paired.high)}
+    found.append(row)
+  return Table('Live searches, of equal numbers of training steps', (
+      Column('strategy', 'search', right=False), Column('trainings', 'trainings', format=integer()),
+      Column('diverged', 'diverged', format=integer()),
+      Column('best', 'lowest validation loss', right=False),
+      Column('val_loss', 'that loss', 'nats', fixed(4)),
+      Column('fresh', f'fresh seeds: difference to {REFERENCE}', 'nats', fixed(4, signed=True)),
+      Column('interval', '95 %', format=interval(4, signed=True))), found,
+      ['evolution: regularized, with all of PANGAEA\'s mutations and learnable parameters. random: '
+       'of the same space. eafo: steps along the entropy\'s gradient, in both signs, from known '
+       'functions. One search of each: no claim rests on their difference.'])
+
+
+def transfer_table(config: Any, rows: pd.DataFrame, dataset: str) -> Table:
+  """The same functions in the vision transformer."""
+  choices = {text: choice for (text,), choice in selection.choose(
+      rows[rows.phase == 'transfer_selection'], ('activation',)).items()}
+  return comparison_table(
+      f'The same functions in a ViT {config.vit_depth} x {config.vit_dim} on {dataset}, '
+      f'{config.vit.steps} steps', 'activation', REFERENCE, rows[rows.phase == 'transfer'], choices,
+      ['Too few seeds for a rank; the claim is about one function that was chosen before.'],
+      named=False)
+
+
+def transfer_outcome(rows: pd.DataFrame, best: str, shares: Sequence[float]) -> Outcome:
+  """Whether the function that is best in the MLP is better than ReLU in the transformer."""
+  own = rows[rows.phase == 'transfer']
+  if best not in set(own.activation):
+    return Outcome(NOT_TESTABLE, None, None, 0, 'nothing was transferred')
+  paired = selection.compare(own, [REFERENCE, best], REFERENCE, 'test_loss')[best].paired
+  loss = own[(own.activation == REFERENCE) & (own.diverged_step < 0)].test_loss.mean()
+  entropy = -sum(p * math.log(p) for p in shares if p)
+  problem = ''
+  if paired.n < MIN_TRANSFER:
+    problem = f'{paired.n} seeds, at least {MIN_TRANSFER} are needed'
+  elif not loss <= entropy - LEARNED:
+    problem = f"ReLU's test log-loss {loss:.3f} is not {LEARNED} nats below {entropy:.3f}"
+  verdict = NOT_TESTABLE if problem else REPRODUCED if paired.high < 0 else NOT_REPRODUCED
+  return Outcome(verdict, paired.mean, (paired.low, paired.high), paired.n, problem or best)
+
+
+def outcomes(rows: pd.DataFrame, shares: Sequence[float]) -> dict[str, Outcome]:
+  """One outcome per claim; `shares` are those of the classes."""
   from experiments.measurements import activation_search as measured
   found = {}
   regrets = rows[rows.phase == 'regret']
@@ -136,8 +195,8 @@ def outcomes(rows: pd.DataFrame) -> dict[str, Outcome]:
   choices = selection.choose(rows[rows.phase == 'selection'], ('activation', 'copy'))
   share = selection.share_at_edge(choices)
   if not whole:
-    found['finalist_passes_null'] = Outcome(NOT_TESTABLE, None, None, 0, 'every finalist diverged')
-    return found
+    lost = Outcome(NOT_TESTABLE, None, None, 0, 'every finalist diverged')
+    return found | {'finalist_passes_null': lost, 'finalist_transfers': lost}
   best = whole[0]
   paired, p = compared[best].paired, compared[best].p_adjusted
   problem = ''
@@ -152,6 +211,7 @@ def outcomes(rows: pd.DataFrame) -> dict[str, Outcome]:
   found['finalist_passes_null'] = Outcome(
       verdict, paired.mean, (paired.low, paired.high), paired.n,
       problem or f'best: {best}; line {line:.4f} from {copies} copies of ReLU; Holm p {p:.3g}')
+  found['finalist_transfers'] = transfer_outcome(rows, best, shares)
   return found
 
 
@@ -180,10 +240,12 @@ def report(run: Run) -> Report:
   searched = rows[rows.phase == 'regret']
   meta = {'dataset': run.dataset, 'space': s.space, 'learning_rate': s.rate,
           'batch_size': s.batch_size, 'widths': list(config.mlp_widths)}
+  tables = [searches_table(rows, run.dataset), proxies_table(rows, run.dataset), final,
+            curse_table(rows, arms), live_table(rows)]
+  if s.transfer_seeds:
+    tables.append(transfer_table(config, rows, run.dataset))
   return Report(
-      [searches_table(rows, run.dataset), proxies_table(rows, run.dataset), final,
-       curse_table(rows, arms)],
-      outcomes(rows),
+      tables, outcomes(rows, run.class_shares),
       {'regret': lambda: figures.regret_curves(searched),
        'proxies': lambda: figures.proxy_taus(rows),
        'finalists': lambda: figures.expressions(arms)},

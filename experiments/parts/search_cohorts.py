@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from experiments.parts import comparison
 from launch.study import Measurement, field
 from model_lib.analysis import selection
 from model_lib.errors import UserError
@@ -26,7 +27,8 @@ PART = 'search'
 REFERENCE = 'relu(x)'
 BESIDE = ('gelu(x)', 'swish(x)', 'tanh(x)')  # known ones among the finalists
 PER_COHORT = 500  # functions; a cohort's state and its checkpoints must stay small
-PHASES = {'table': 0, 'copies': 0, 'live': 0, 'selection': 1, 'fresh': 2}  # each with seeds of its own
+PHASES = {'table': 0, 'copies': 0, 'live': 0, 'selection': 1, 'fresh': 2, 'transfer_selection': 1,
+          'transfer': 2}  # each with seeds of its own
 MOST_SEEDS, MOST_COPIES = 5003, 1009  # that `member` keeps apart
 PROGRAM = 'bytecode(length=24, parameters=3)'
 
@@ -48,8 +50,16 @@ class Search:
   copies: int = field(96, 'Copies of ReLU, each with seeds of its own, beside the table.', low=0,
                       high=1000)
   live_space: str = field('pangaea', 'Space of the searches that train what they ask for.')
-  live_evaluations: int = field(320, 'Trainings of every such search.', low=1)
+  live_evaluations: int = field(256, 'Trainings of every such search.', low=1)
   live_batch: int = field(32, 'Trainings at a time: a generation.', low=1)
+  eafo_starts: tuple[str, ...] = field(
+      ('identity(x)', 'tanh(x)', 'sigmoid(x)', 'softplus(x)', 'swish(x)', 'gelu(x)', 'relu(x)',
+       'elu(x)', 'atan(x)', 'asinh(x)'), "Expressions from which EAFO's steps begin.")
+  eafo_epsilons: tuple[float, ...] = field((0.03, 0.1, 0.3, 1.0), "Sizes of EAFO's steps.",
+                                           low=1e-6)
+  eafo_steps: int = field(4, 'Most steps from one start.', low=1)
+  transfer_seeds: int = field(8, 'Seeds in the vision transformer; 0 for no transfer.', low=0,
+                              high=5000)
   finalists: int = field(8, 'Functions of the table that are run with fresh seeds.', low=1)
   selection_seeds: int = field(3, "Seeds for the choice of a finalist's learning rate.", low=1)
   fresh_seeds: int = field(32, 'Fresh seeds per finalist.', low=2, high=5000)
@@ -70,9 +80,9 @@ def gain(text: str) -> float:
   return engines.gain(parse(text))
 
 
-def model(config: Any, activation: str) -> ModelSpec:
-  """The MLP with an activation of the registry, or a table or program that the members fill."""
-  return ModelSpec('mlp', {'widths': list(config.mlp_widths), 'activation': activation})
+def model(config: Any, activation: str, name: str = 'mlp') -> ModelSpec:
+  """The comparison's network with an expression, or a table or program that the members fill."""
+  return comparison.model(config, name, activation)
 
 
 def member(config: Any, phase: str, text: str, number: int, factor: float = 1.0, copy: int = 0,
@@ -82,12 +92,14 @@ def member(config: Any, phase: str, text: str, number: int, factor: float = 1.0,
   `named`: whether the model takes any candidate and is told which.
   """
   factor = float(f'{factor:.6g}')
+  transferred = phase.startswith('transfer')
+  rate = (config.vit.base_rate if transferred else config.search.rate) * factor
   seed = ((config.seed * 3 + PHASES[phase]) * MOST_COPIES + copy) * MOST_SEEDS + number
   split = number % config.splits
-  tags = {'part': PART, **tags, 'phase': phase, 'model': 'mlp', 'activation': text, 'copy': copy,
-          'lr_factor': factor, 'learning_rate': config.search.rate * factor, 'seed': number,
-          'split': split, 'labels': 0}
-  hp = {'learning_rate': config.search.rate * factor}
+  tags = {'part': PART, **tags, 'phase': phase, 'model': 'vit' if transferred else 'mlp',
+          'activation': text, 'copy': copy, 'lr_factor': factor, 'learning_rate': rate,
+          'seed': number, 'split': split, 'labels': 0}
+  hp = {'learning_rate': rate}
   if named:
     hp |= {'candidate': text, 'init_gain': gain(text)}
   return Member(tags, seed, seed, split, hp)
@@ -129,6 +141,30 @@ def live(config: Any, strategy: str, searcher: Algorithm):
   return best
 
 
+def program(text: str) -> str:
+  """The engine of a candidate: a table, unless it has learnable scalars."""
+  from model_lib.search import parse
+  return PROGRAM if parse(text).n_parameters else 'table'
+
+
+def by_program(config: Any, name: str, members: list[Member], steps: int, batch_size: int,
+               network: str = 'mlp') -> list[Cohort]:
+  """A cohort for each engine that the members need."""
+  found = []
+  for kind, engine in (('fixed', 'table'), ('learnable', PROGRAM)):
+    own = tuple(m for m in members if program(m.tags['activation']) == engine)
+    if own:
+      found.append(Cohort(f'search-{name}-{kind}', model(config, engine, network), own, steps,
+                          batch_size))
+  return found
+
+
+def best_of(rows: pd.DataFrame) -> str | None:
+  """The activation with the lowest validation loss; None where every run diverged."""
+  losses = rows.val_loss.where(rows.diverged_step < 0)
+  return None if losses.isna().all() else str(rows.activation[losses.idxmin()])
+
+
 def finalists(config: Any, rows: pd.DataFrame) -> list[str]:
   """The functions with the lowest mean validation loss over the table's seeds."""
   table = rows[rows.phase == 'table']
@@ -140,8 +176,8 @@ def finalists(config: Any, rows: pd.DataFrame) -> list[str]:
 def cohorts(config: Any):
   """The table; what is computed from it; the finalists' rates, then their fresh seeds."""
   from experiments.measurements import activation_search as measured
-  from model_lib.search import canonical, get_space, parse
-  from model_lib.search.algorithms import Evolution, FunctionKeys, Mutations
+  from model_lib.search import canonical, get_space
+  from model_lib.search.algorithms import Evolution, FunctionKeys, Mutations, RandomSearch
   s = config.search
   texts = tuple(str(canonical(f)) for f in valid(s.space, s.operators).valid)
   asked = table_cohorts(config, texts)
@@ -155,9 +191,23 @@ def cohorts(config: Any):
                    'searches': s.searches, 'evaluations': list(s.evaluations)},
                   seconds=0.5 * s.searches)]
 
-  evolved = yield from live(config, 'evolution', Evolution(
-      Mutations(get_space(s.live_space)), FunctionKeys(), config.seed, population=s.live_batch))
-  arms = list(dict.fromkeys([REFERENCE, *BESIDE, *finalists(config, rows), evolved or REFERENCE]))
+  space, everywhere = get_space(s.live_space), FunctionKeys()
+  winners = [
+      (yield from live(config, 'evolution', Evolution(
+          Mutations(space), everywhere, config.seed, population=s.live_batch))),
+      (yield from live(config, 'random', RandomSearch(space, everywhere, config.seed)))]
+  reached = yield [Measurement(
+      'search-eafo-steps', measured.measure_eafo_candidates,
+      {'starts': list(s.eafo_starts), 'epsilons': list(s.eafo_epsilons), 'steps': s.eafo_steps,
+       'most': s.live_evaluations}, seconds=0.3 * s.live_evaluations)]
+  if len(reached):
+    stepped = yield [Cohort('search-eafo', model(config, 'table'), tuple(
+        member(config, 'live', text, 0, strategy='eafo', generation=0)
+        for text in reached.activation), s.steps, s.batch_size)]
+    winners.append(best_of(stepped))
+  chosen = finalists(config, rows)
+  winners = [winner for winner in winners if winner]
+  arms = list(dict.fromkeys([REFERENCE, *BESIDE, *chosen, *winners]))
   # The copies of ReLU that look best, as many as there are finalists, are run again as well: what
   # they lose from the table to fresh seeds is the winner's curse.
   lucky = (rows[rows.phase == 'copies'].groupby('copy').val_loss.mean().sort_values(kind='stable')
@@ -165,16 +215,10 @@ def cohorts(config: Any):
   runs = [(text, 0) for text in arms] + [(REFERENCE, int(copy)) for copy in lucky]
 
   def rate_cohorts(name: str, factors) -> list[Cohort]:
-    """Runs of all arms; those with learnable scalars are no table."""
-    found = []
-    for kind, program in (('fixed', 'table'), ('learnable', PROGRAM)):
-      members = [member(config, 'selection', text, seed, factor, copy) for text, copy in runs
-                 if (kind == 'learnable') == bool(parse(text).n_parameters)
-                 for factor in factors(text, copy) for seed in range(s.selection_seeds)]
-      if members:
-        found.append(Cohort(f'search-{name}-{kind}', model(config, program), tuple(members),
-                            s.steps, s.batch_size))
-    return found
+    return by_program(config, name, [
+        member(config, 'selection', text, seed, factor, copy) for text, copy in runs
+        for factor in factors(text, copy) for seed in range(s.selection_seeds)],
+        s.steps, s.batch_size)
 
   rates = yield rate_cohorts('select', lambda text, copy: config.rate_factors)
   choices = selection.choose(rates, ('activation', 'copy'))
@@ -196,13 +240,41 @@ def cohorts(config: Any):
                 s.steps, s.batch_size, time_by='activation', time_reference=reference)
          for i, text in enumerate(arms)]
 
+  if s.transfer_seeds:
+    yield from transfer(config, arms)
+
+
+def transfer(config: Any, arms: list[str]):
+  """The arms in the comparison's vision transformer: rates on two seeds, then fresh ones."""
+  arms_of = config.vit
+
+  def rate_cohorts(name: str, factors) -> list[Cohort]:
+    return by_program(config, name, [
+        member(config, 'transfer_selection', text, seed, factor) for text in arms
+        for factor in factors(text) for seed in range(arms_of.selection_seeds)],
+        arms_of.steps, arms_of.batch_size, 'vit')
+
+  rates = yield rate_cohorts('transfer-select', lambda text: config.rate_factors)
+  choices = selection.choose(rates, ('activation',))
+  wider = rate_cohorts('transfer-widen', lambda text: selection.beyond(
+      choices[text,], config.rate_factors))
+  if wider:
+    choices = selection.choose(pd.concat([rates, (yield wider)]), ('activation',))
+  yield by_program(config, 'transfer', [
+      member(config, 'transfer', text, number,
+             config.rate_factors[0] if math.isnan(choices[text,].factor) else choices[text,].factor)
+      for text in arms for number in range(config.search.transfer_seeds)],
+      arms_of.steps, arms_of.batch_size, 'vit')
+
 
 def check(config: Any) -> None:
-  """Whether there is a space of that name, with a valid candidate among the operators kept."""
-  from experiments.measurements import activation_search as measured
+  """Whether there are such spaces and expressions, and a valid candidate is left."""
+  from model_lib.search import get_space, parse
   s = config.search
-  measured.space_of(s.space, s.operators)
   valid(s.space, s.operators)
+  get_space(s.live_space)
+  for text in s.eafo_starts:
+    parse(text)
   if s.seeds > config.splits:
     raise UserError(f'config.search.seeds: {s.seeds} seeds need as many splits; config.splits is '
                     f'{config.splits}')

@@ -81,18 +81,21 @@ def played(settings):
 
 
 def test_the_order_of_the_part():
-  stages = played(config(copies=5, finalists=2))
-  table, measurements, *generations, rates, fresh = stages
+  stages = played(config(copies=5, finalists=2, transfer_seeds=3))
+  table, measurements, *generations, steps, rates, fresh, vit_rates, vit = stages
   functions = {m.tags['activation'] for m in table[0].members if m.tags['phase'] == 'table'}
   assert {'relu(x)', 'tanh(x)', 'abs(x)'} <= functions  # by their shortest texts
   assert len(table[0].members) == 3 * (len(functions) + 5)
   assert table[0].evaluate_at == (10, 30)
   assert [item.name for item in measurements] == ['search-proxies', 'search-regrets']
-  assert len(generations) == 2 and all(len(g[0].members) <= 4 for g in generations)
+  assert [item.name for item in steps] == ['search-eafo-steps']
+  assert len(generations) == 4 and all(len(g[0].members) <= 4 for g in generations)
   arms = [cohort.members[0].tags['activation'] for cohort in fresh]
   assert arms[:4] == ['relu(x)', 'gelu(x)', 'swish(x)', 'tanh(x)'] and len(set(arms)) == len(arms)
   # The copies with the lowest losses are run again, as many as there are finalists.
   assert {m.tags['copy'] for m in fresh[0].members} == {0, 1, 2}
+  assert {m.tags['activation'] for c in vit for m in c.members} == set(arms)
+  assert all(c.model.name == 'vit' for c in (*vit_rates, *vit))
   assert not {m.seed for m in fresh[0].members} & {m.seed for c in rates for m in c.members}
   members = [m for stage in stages for item in stage for m in getattr(item, 'members', ())]
   tags = [json.dumps(m.tags) for m in members]
@@ -116,7 +119,8 @@ def test_learnable_finalists_run_as_programs():
 
 
 def made_up(gain: float = 0.02, best: float = -0.05, control: float = 0.0, edge: bool = False,
-            searches: int = 100, seeds: int = 20) -> pd.DataFrame:
+            searches: int = 100, seeds: int = 20, transferred: float = -0.1,
+            level: float = 0.4) -> pd.DataFrame:
   """Rows of every phase: algorithms better by `gain`, a finalist by -`best`."""
   rng = np.random.default_rng(0)
   rows = []
@@ -134,8 +138,11 @@ def made_up(gain: float = 0.02, best: float = -0.05, control: float = 0.0, edge:
                    'val_loss': -factor if edge else abs(factor - 1), 'diverged_step': -1})
     for seed in range(seeds):
       shift = best if text == 'tanh(x)' else 0.003 * copy
-      rows.append({'phase': 'fresh', 'activation': text, 'copy': copy, 'seed': seed,
-                   'diverged_step': -1, 'test_loss': 0.2 + shift + 0.002 * rng.normal()})
+      run = {'activation': text, 'copy': copy, 'seed': seed, 'diverged_step': -1}
+      rows.append({'phase': 'fresh', 'test_loss': 0.2 + shift + 0.002 * rng.normal(), **run})
+      if copy == 0 and seed < 8:
+        rows.append({'phase': 'transfer', 'test_loss': level + transferred * (text == 'tanh(x)')
+                     + 0.01 * rng.normal(), **run})
   return pd.DataFrame(rows)
 
 
@@ -149,11 +156,18 @@ def made_up(gain: float = 0.02, best: float = -0.05, control: float = 0.0, edge:
     ({'edge': True}, REPRODUCED, NOT_TESTABLE),
 ])
 def test_verdicts(world, of_searches, of_finalist):
-  found = search.outcomes(made_up(**world))
+  found = search.outcomes(made_up(**world), (0.1,) * 10)
   assert {found[f'{a}_beats_random'].verdict for a in measured.ALGORITHMS[1:]} == {of_searches}
   assert found['finalist_passes_null'].verdict == of_finalist
   named = {claim.id for claim in study.claims(config())}
   assert set(found) == named
+
+
+@pytest.mark.parametrize('world, verdict', [
+    ({}, REPRODUCED), ({'transferred': 0.1}, NOT_REPRODUCED), ({'transferred': 0.0}, NOT_REPRODUCED),
+    ({'level': 2.1}, NOT_TESTABLE), ({'seeds': 7}, NOT_TESTABLE)])
+def test_transfer(world, verdict):
+  assert search.outcomes(made_up(**world), (0.1,) * 10)['finalist_transfers'].verdict == verdict
 
 
 @pytest.mark.parametrize('changes, line', [
