@@ -53,12 +53,16 @@ def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope='module')
-def unoptimized() -> Iterator[None]:
-  """The module's programs are compiled without optimization, which takes most of a test's time.
+def unoptimized(request: pytest.FixtureRequest) -> Iterator[None]:
+  """In the fast tier the module's programs are compiled without optimization, which saves time.
 
   For tests of values up to rounding, or within one program. What users get is optimized, so tests
-  of the bits of members and of resumed runs, of times and of memory do without this.
+  of the bits of members and of resumed runs, of times and of memory do without this, and a run
+  that does not leave the slow tier out compiles everything as users do.
   """
+  if 'not slow' not in request.config.option.markexpr:
+    yield
+    return
   import jax
   before = jax.config.read('jax_disable_most_optimizations')
   jax.config.update('jax_disable_most_optimizations', True)
