@@ -26,7 +26,7 @@ before. Live searches train what they ask for, of one number of training steps: 
 PANGAEA's mutations and learnable parameters, random search in its space, and EAFO's steps from known
 functions. The best functions of the table, the live winners and the luckiest of many copies of ReLU
 choose their learning rates and run again with fresh seeds (what the copies lose is the winner's
-curse), then in the vision transformer.
+curse), then in the vision transformer and in a small language model of bytes.
 
 eafo: Sun et al. 2024 (arXiv:2405.12954) take a lower entropy of the activated distribution for
 better, and correct ReLU by epsilon x e^(-x^2/2). The catalogue's fixed pointwise functions are
@@ -48,7 +48,7 @@ from pathlib import Path
 from experiments.parts import comparison, eafo, search
 from experiments.parts.comparison import COMMON, IN_VIT, Arms
 from experiments.parts.eafo import Eafo
-from experiments.parts.search_cohorts import Search
+from experiments.parts.search_cohorts import TEXT, Search
 from launch.study import DataRequest, EngineConfig, IoConfig, Report, Run, Study, field, main
 from launch.study.claims import NOT_TESTABLE, Claim, Outcome
 
@@ -104,8 +104,12 @@ PRESETS = {
 
 
 def data(config: Config) -> DataRequest:
-  """One data set, split anew for every fifth seed."""
-  return DataRequest(config.dataset, config.splits, config.seed)
+  """One data set, split anew for every fifth seed; for the search's language model a text."""
+  beside = ()
+  if 'search' in config.parts and config.search.transfer_seeds:
+    beside = ((TEXT, DataRequest(config.search.text, eval_batch=128, eval_most=1024, window=32,
+                                 kind='tokens')),)
+  return DataRequest(config.dataset, config.splits, config.seed, beside=beside)
 
 
 def cohorts(config: Config):

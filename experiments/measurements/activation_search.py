@@ -20,7 +20,8 @@ from model_lib.analysis import statistics
 from model_lib.analysis.entropy import entropies
 from model_lib.errors import UserError
 from model_lib.search import (
-    Expression, Space, algorithms, engines, get_space, parse, proxies, tabulated)
+    Expression, Space, algorithms, candidates, count_functions, engines, get_space, parse, proxies,
+    tabulated)
 from model_lib.search.algorithms import Algorithm
 from model_lib.search.eafo import eafo_step
 from model_lib.search.tabulated import Table
@@ -118,7 +119,7 @@ def measure_regrets(given: Given, cohorts: Sequence[str], space: str, operators:
     finished a training by then, and the paired difference to random search.
   """
   whole = table_of(given.rows(cohorts), {})
-  candidates = space_of(space, operators)
+  searched = space_of(space, operators)
   with threadpoolctl.threadpool_limits(1, 'blas'):  # see measure_proxies
     features = surrogate_features(whole, proxy_task(given))
   marks = [whole.steps[-1] * n for n in evaluations]
@@ -126,7 +127,7 @@ def measure_regrets(given: Given, cohorts: Sequence[str], space: str, operators:
   for name, table in (('trained', whole), ('permuted', permuted(whole))):
     with threadpoolctl.threadpool_limits(1, 'blas'):
       curves = {algorithm: tabulated.regret_curves(table, make, searches, marks)
-                for algorithm, make in makers(table, candidates, features).items()}
+                for algorithm, make in makers(table, searched, features).items()}
     bound = tabulated.exhaustive_regret(table)
     for place, count in enumerate(evaluations):
       paired = {algorithm: statistics.paired_difference(*_both(curves, algorithm, place))
@@ -194,6 +195,23 @@ def measure_proxies(given: Given, cohorts: Sequence[str]) -> list[dict[str, Any]
                  'tau': tabulated.reliability(table.test_loss[..., -1], top),
                  'functions': round(top * len(table.expressions))})
   return rows
+
+
+def measure_unigram(given: Given, data: str) -> list[dict[str, Any]]:
+  """Entropy of the training bytes in nats: what a model reaches that knows their shares alone."""
+  text = given.data.beside[data]
+  counts = np.bincount(text.dataset.inputs[text.splits[0].train].ravel())
+  shares = counts[counts > 0] / counts.sum()
+  return [{'part': 'search', 'phase': 'unigram', 'entropy': float(-(shares * np.log(shares)).sum())}]
+
+
+def measure_counts(given: Given, space: str, operators: Sequence[str]) -> list[dict[str, Any]]:
+  """How many functions the space's expressions are, by two rules, and how many are valid."""
+  del given
+  expressions = list(space_of(space, operators).expressions())
+  counts, found = count_functions(expressions), candidates(expressions)
+  return [{'part': 'search', 'phase': 'counts', 'raw': counts.raw, 'functions': counts.functions,
+           'byte_strings': counts.byte_strings, 'valid': len(found.valid), 'summary': str(found)}]
 
 
 def measure_eafo_candidates(given: Given, starts: Sequence[str], epsilons: Sequence[float],

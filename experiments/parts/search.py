@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.parts.search_cohorts import (
-    PART, REFERENCE, best_of, check, cohorts, valid)
+    PART, REFERENCE, best_of, check, cohorts, network)
 from launch.study import Report, Run
 from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Outcome
 from launch.study.comparison import comparison_table, ranking
@@ -22,7 +22,7 @@ MIN_SEEDS, MIN_SEARCHES, MIN_TRANSFER = 16, 30, 8
 LEARNED = 0.3  # nats that the reference's loss must lie below the labels' entropy
 MAX_EDGE_SHARE = 0.10
 TESTABLE = (f'not testable below {MIN_SEARCHES} searches, {MIN_SEEDS} fresh seeds or '
-            f'{MIN_TRANSFER} seeds in the transformer, when ReLU has not learned there, or when over '
+            f'{MIN_TRANSFER} seeds elsewhere, when ReLU has not learned there, or when over '
             f'{MAX_EDGE_SHARE:.0%} of the finalists choose the edge of the learning rates; a claim '
             'on searches is not testable either where the algorithm is better than random search '
             'on the table with permuted losses, by the same rule')
@@ -134,25 +134,27 @@ def live_table(rows: pd.DataFrame) -> Table:
        'functions. One search of each: no claim rests on their difference.'])
 
 
-def transfer_table(config: Any, rows: pd.DataFrame, dataset: str) -> Table:
-  """The same functions in the vision transformer."""
+def transfer_table(config: Any, rows: pd.DataFrame, name: str, where: str) -> Table:
+  """The same functions in another network."""
+  rows = rows[rows.model == name]
   choices = {text: choice for (text,), choice in selection.choose(
       rows[rows.phase == 'transfer_selection'], ('activation',)).items()}
   return comparison_table(
-      f'The same functions in a ViT {config.vit_depth} x {config.vit_dim} on {dataset}, '
-      f'{config.vit.steps} steps', 'activation', REFERENCE, rows[rows.phase == 'transfer'], choices,
+      f'The same functions in a {where}, {network(config, name).steps} steps', 'activation', REFERENCE, rows[rows.phase == 'transfer'], choices,
       ['Too few seeds for a rank; the claim is about one function that was chosen before.'],
       named=False)
 
 
-def transfer_outcome(rows: pd.DataFrame, best: str, shares: Sequence[float]) -> Outcome:
-  """Whether the function that is best in the MLP is better than ReLU in the transformer."""
-  own = rows[rows.phase == 'transfer']
+def transfer_outcome(rows: pd.DataFrame, name: str, best: str, entropy: float) -> Outcome:
+  """Whether the function that is best in the MLP is better than ReLU in another network.
+
+  `entropy`: what a network reaches that knows the shares of the classes alone.
+  """
+  own = rows[(rows.phase == 'transfer') & (rows.model == name)]
   if best not in set(own.activation):
     return Outcome(NOT_TESTABLE, None, None, 0, 'nothing was transferred')
   paired = selection.compare(own, [REFERENCE, best], REFERENCE, 'test_loss')[best].paired
   loss = own[(own.activation == REFERENCE) & (own.diverged_step < 0)].test_loss.mean()
-  entropy = -sum(p * math.log(p) for p in shares if p)
   problem = ''
   if paired.n < MIN_TRANSFER:
     problem = f'{paired.n} seeds, at least {MIN_TRANSFER} are needed'
@@ -196,7 +198,8 @@ def outcomes(rows: pd.DataFrame, shares: Sequence[float]) -> dict[str, Outcome]:
   share = selection.share_at_edge(choices)
   if not whole:
     lost = Outcome(NOT_TESTABLE, None, None, 0, 'every finalist diverged')
-    return found | {'finalist_passes_null': lost, 'finalist_transfers': lost}
+    return found | dict.fromkeys(
+        ('finalist_passes_null', 'finalist_transfers', 'finalist_transfers_to_text'), lost)
   best = whole[0]
   paired, p = compared[best].paired, compared[best].p_adjusted
   problem = ''
@@ -211,7 +214,11 @@ def outcomes(rows: pd.DataFrame, shares: Sequence[float]) -> dict[str, Outcome]:
   found['finalist_passes_null'] = Outcome(
       verdict, paired.mean, (paired.low, paired.high), paired.n,
       problem or f'best: {best}; line {line:.4f} from {copies} copies of ReLU; Holm p {p:.3g}')
-  found['finalist_transfers'] = transfer_outcome(rows, best, shares)
+  unigram = rows[rows.phase == 'unigram'].get('entropy', pd.Series(dtype=float))
+  found['finalist_transfers'] = transfer_outcome(
+      rows, 'vit', best, -sum(p * math.log(p) for p in shares if p))
+  found['finalist_transfers_to_text'] = transfer_outcome(
+      rows, 'gpt', best, float(unigram.iloc[0]) if len(unigram) else math.nan)
   return found
 
 
@@ -228,12 +235,15 @@ def report(run: Run) -> Report:
       rows[(rows.phase == 'fresh') & (rows['copy'] > 0)], fresh[fresh.activation == REFERENCE],
       'test_loss')
   s = config.search
-  found = valid(s.space, s.operators)
+  counts = rows[rows.phase == 'counts'].iloc[0]
   size = f'MLP {"-".join(map(str, config.mlp_widths))}'
   final = comparison_table(
       f'Finalists of {s.space} on {run.dataset}, {size}, {s.steps} steps', 'activation', REFERENCE,
       fresh, choices,
-      [str(found),
+      [f'{counts.summary}.',
+       f'Of the {int(counts.raw)} expressions {int(counts.functions)} are different functions '
+       f'(float64, rounded to 6 digits); by the bytes of float32 outputs it would be '
+       f'{int(counts.byte_strings)}, as rounding splits some functions in two.',
        f'Null row: {copies} copies of ReLU, the luckiest of {s.copies}; their largest difference is '
        f'{line:.4f} nats. A gain must pass this line.',
        f'The seeds share {config.splits} splits: the intervals hold for these test images.'])
@@ -243,7 +253,9 @@ def report(run: Run) -> Report:
   tables = [searches_table(rows, run.dataset), proxies_table(rows, run.dataset), final,
             curse_table(rows, arms), live_table(rows)]
   if s.transfer_seeds:
-    tables.append(transfer_table(config, rows, run.dataset))
+    where = f'ViT {config.vit_depth} x {config.vit_dim} on {run.dataset}'
+    tables += [transfer_table(config, rows, 'vit', where),
+               transfer_table(config, rows, 'gpt', f'byte GPT 2 x 32 on {s.text}')]
   return Report(
       tables, outcomes(rows, run.class_shares),
       {'regret': lambda: figures.regret_curves(searched),

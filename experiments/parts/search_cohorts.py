@@ -23,7 +23,7 @@ from model_lib.training.cohort import Cohort, Member, ModelSpec
 if TYPE_CHECKING:
   from model_lib.search.algorithms import Algorithm
 
-PART = 'search'
+PART, TEXT = 'search', 'text'
 REFERENCE = 'relu(x)'
 BESIDE = ('gelu(x)', 'swish(x)', 'tanh(x)')  # known ones among the finalists
 PER_COHORT = 500  # functions; a cohort's state and its checkpoints must stay small
@@ -58,8 +58,12 @@ class Search:
   eafo_epsilons: tuple[float, ...] = field((0.03, 0.1, 0.3, 1.0), "Sizes of EAFO's steps.",
                                            low=1e-6)
   eafo_steps: int = field(4, 'Most steps from one start.', low=1)
-  transfer_seeds: int = field(8, 'Seeds in the vision transformer; 0 for no transfer.', low=0,
-                              high=5000)
+  transfer_seeds: int = field(8, 'Seeds in the vision transformer and in the language model; 0 for '
+                              'no transfer.', low=0, high=5000)
+  text: str = field('pystdlib', 'A prepared text for the language model.')
+  gpt_rate: float = field(3e-3, "Adam's learning rate of the language model at factor 1.", low=1e-8)
+  gpt_steps: int = field(300, 'Optimizer steps of the language model.', low=1)
+  gpt_batch_size: int = field(16, 'Windows of 32 bytes per step.', low=1)
   finalists: int = field(8, 'Functions of the table that are run with fresh seeds.', low=1)
   selection_seeds: int = field(3, "Seeds for the choice of a finalist's learning rate.", low=1)
   fresh_seeds: int = field(32, 'Fresh seeds per finalist.', low=2, high=5000)
@@ -81,24 +85,27 @@ def gain(text: str) -> float:
 
 
 def model(config: Any, activation: str, name: str = 'mlp') -> ModelSpec:
-  """The comparison's network with an expression, or a table or program that the members fill."""
+  """A network with an expression, or with a table or program that the members fill.
+
+  'mlp' and 'vit' are the comparison's; 'gpt' has 2 blocks of width 32 with 4 heads.
+  """
+  if name == 'gpt':
+    return ModelSpec('gpt', {'dim': 32, 'depth': 2, 'heads': 4, 'activation': activation})
   return comparison.model(config, name, activation)
 
 
 def member(config: Any, phase: str, text: str, number: int, factor: float = 1.0, copy: int = 0,
-           named: bool = True, **tags: str | int) -> Member:
+           named: bool = True, within: str = 'mlp', **tags: str | int) -> Member:
   """A run of a candidate; those of equal phase, copy and number share their seeds.
 
-  `named`: whether the model takes any candidate and is told which.
+  `named`: whether the model takes any candidate and is told which; `within`: name of the model.
   """
   factor = float(f'{factor:.6g}')
-  transferred = phase.startswith('transfer')
-  rate = (config.vit.base_rate if transferred else config.search.rate) * factor
+  rate = (config.search.rate if within == 'mlp' else network(config, within).rate) * factor
   seed = ((config.seed * 3 + PHASES[phase]) * MOST_COPIES + copy) * MOST_SEEDS + number
-  split = number % config.splits
-  tags = {'part': PART, **tags, 'phase': phase, 'model': 'vit' if transferred else 'mlp',
-          'activation': text, 'copy': copy, 'lr_factor': factor, 'learning_rate': rate,
-          'seed': number, 'split': split, 'labels': 0}
+  split = 0 if within == 'gpt' else number % config.splits
+  tags = {'part': PART, **tags, 'phase': phase, 'model': within, 'activation': text, 'copy': copy,
+          'lr_factor': factor, 'learning_rate': rate, 'seed': number, 'split': split, 'labels': 0}
   hp = {'learning_rate': rate}
   if named:
     hp |= {'candidate': text, 'init_gain': gain(text)}
@@ -148,14 +155,14 @@ def program(text: str) -> str:
 
 
 def by_program(config: Any, name: str, members: list[Member], steps: int, batch_size: int,
-               network: str = 'mlp') -> list[Cohort]:
+               name_of_model: str = 'mlp', data: str = '') -> list[Cohort]:
   """A cohort for each engine that the members need."""
   found = []
   for kind, engine in (('fixed', 'table'), ('learnable', PROGRAM)):
     own = tuple(m for m in members if program(m.tags['activation']) == engine)
     if own:
-      found.append(Cohort(f'search-{name}-{kind}', model(config, engine, network), own, steps,
-                          batch_size))
+      found.append(Cohort(f'search-{name}-{kind}', model(config, engine, name_of_model), own,
+                          steps, batch_size, data=data))
   return found
 
 
@@ -184,6 +191,8 @@ def cohorts(config: Any):
   rows = yield asked
   names = [cohort.name for cohort in asked]
   yield [
+      Measurement('search-counts', measured.measure_counts,
+                  {'space': s.space, 'operators': list(s.operators)}, seconds=8),
       Measurement('search-proxies', measured.measure_proxies, {'cohorts': names},
                   seconds=0.05 * len(texts)),
       Measurement('search-regrets', measured.measure_regrets,
@@ -241,30 +250,51 @@ def cohorts(config: Any):
          for i, text in enumerate(arms)]
 
   if s.transfer_seeds:
-    yield from transfer(config, arms)
+    yield [Measurement('search-unigram', measured.measure_unigram, {'data': TEXT}, seconds=1)]
+    yield from transfer(config, 'vit', arms)
+    yield from transfer(config, 'gpt', arms)
 
 
-def transfer(config: Any, arms: list[str]):
-  """The arms in the comparison's vision transformer: rates on two seeds, then fresh ones."""
-  arms_of = config.vit
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """Where the finalists go on: a model, how it is trained, and what it reads."""
 
-  def rate_cohorts(name: str, factors) -> list[Cohort]:
-    return by_program(config, name, [
-        member(config, 'transfer_selection', text, seed, factor) for text in arms
-        for factor in factors(text) for seed in range(arms_of.selection_seeds)],
-        arms_of.steps, arms_of.batch_size, 'vit')
+  rate: float
+  steps: int
+  batch_size: int
+  data: str = ''
 
-  rates = yield rate_cohorts('transfer-select', lambda text: config.rate_factors)
+
+def network(config: Any, name: str) -> Network:
+  """The comparison's vision transformer, or a small language model of bytes."""
+  s = config.search
+  return {'vit': Network(config.vit.base_rate, config.vit.steps, config.vit.batch_size),
+          'gpt': Network(s.gpt_rate, s.gpt_steps, s.gpt_batch_size, TEXT)}[name]
+
+
+def transfer(config: Any, name: str, arms: list[str]):
+  """The arms in another network: rates on two seeds, then fresh ones."""
+  where = network(config, name)
+
+  def cohorts_of(stage: str, runs) -> list[Cohort]:
+    """runs: (text, factor, number) of each run."""
+    phase = 'transfer' if stage == 'fresh' else 'transfer_selection'
+    return by_program(config, f'{name}-{stage}', [
+        member(config, phase, text, number, factor, within=name) for text, factor, number in runs],
+        where.steps, where.batch_size, name, where.data)
+
+  seeds = range(config.vit.selection_seeds)
+  rates = yield cohorts_of('select', [
+      (text, factor, number) for text in arms for factor in config.rate_factors for number in seeds])
   choices = selection.choose(rates, ('activation',))
-  wider = rate_cohorts('transfer-widen', lambda text: selection.beyond(
-      choices[text,], config.rate_factors))
+  wider = cohorts_of('widen', [
+      (text, factor, number) for text in arms
+      for factor in selection.beyond(choices[text,], config.rate_factors) for number in seeds])
   if wider:
     choices = selection.choose(pd.concat([rates, (yield wider)]), ('activation',))
-  yield by_program(config, 'transfer', [
-      member(config, 'transfer', text, number,
-             config.rate_factors[0] if math.isnan(choices[text,].factor) else choices[text,].factor)
-      for text in arms for number in range(config.search.transfer_seeds)],
-      arms_of.steps, arms_of.batch_size, 'vit')
+  yield cohorts_of('fresh', [
+      (text, config.rate_factors[0] if math.isnan(choices[text,].factor) else choices[text,].factor,
+       number) for text in arms for number in range(config.search.transfer_seeds)])
 
 
 def check(config: Any) -> None:

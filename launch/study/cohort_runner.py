@@ -75,7 +75,7 @@ class CohortRunner:
     self._events: EventSink | None = None
     self._program: _Program | None = None
     self._checkpoints: Checkpoints | None = None
-    self._costs = StepCosts(lambda spec: self.data.build(spec))
+    self._costs = StepCosts()
     preemption.register_save(lambda: self._checkpoints is not None
                              and self._checkpoints.in_flight)
 
@@ -104,7 +104,7 @@ class CohortRunner:
     directory = records.cohort_directory(self.workdir, cohort.name)
     with self.stop.busy('preparing a cohort'):
       self.workdir.write_status('running', step=0, cohort=cohort.name)
-      prepared = self.data.prepare(cohort, self.config.engine.feed)
+      prepared = self.data.of(cohort).prepare(cohort, self.config.engine.feed)
       program = self._program_of(cohort, prepared)
       population = program.population
       plan, call = self._plan(program, prepared)
@@ -137,7 +137,7 @@ class CohortRunner:
       with self.stop.busy('evaluating'):
         reached(cohort.steps, chunks)
         results = self._evaluated(cohort, first_member)
-        costs = self._costs.measure(population, prepared)
+        costs = self._costs.measure(population, prepared, self.data.of(cohort))
         finished = self._finish(population, prepared, chunks, results, costs, first_member,
                                 config_number)
     finally:
@@ -154,14 +154,15 @@ class CohortRunner:
 
   def _program_of(self, cohort: Cohort, prepared: datasets.Prepared) -> _Program:
     """The program of a cohort: that of the cohort before, if it is the same one."""
-    spec = self.data.complete(cohort.model)
+    data = self.data.of(cohort)
+    spec = data.complete(cohort.model)
     described = dataclasses.asdict(dataclasses.replace(
         cohort, name='', model=spec, members=(), time_by='', time_reference=None))
     shapes = {name: (array.shape, str(array.dtype)) for name, array in prepared.arrays.items()}
     key = json.dumps([described, shapes, prepared.n_streams, prepared.steps_per_call,
                       dataclasses.asdict(prepared.task)], sort_keys=True, default=list)
     if self._program is None or self._program.key != key:
-      population = Population(cohort, self.data.build(cohort.model), prepared.task,
+      population = Population(cohort, data.build(cohort.model), prepared.task,
                               prepared.arrays, self._batching())
       self._program = _Program(key, population)
     elif self._program.population.cohort is not cohort:
@@ -233,7 +234,8 @@ class CohortRunner:
                 prepared: datasets.Prepared, step: int, first_member: int) -> None:
     """Writes the means over each split's examples at a step; train_eval is a training subset."""
     population = program.population
-    pieces = [evaluation_index(parts, self.data.request.eval_batch)
+    eval_batch = self.data.of(population.cohort).request.eval_batch
+    pieces = [evaluation_index(parts, eval_batch)
               for parts in prepared.evaluation_sets]
     index, weights = (np.stack([p[i] for p in pieces]) for i in (0, 1))
     if program.evaluation is None or program.evaluation[0] != (plan.chunk, index.shape):
@@ -273,7 +275,7 @@ class CohortRunner:
     save_final(final, {'params': state.params, 'hp': state.hp, 'collections': state.collections})
     finished = {
         'name': cohort.name, 'fingerprint': cohort.fingerprint(), 'first_member': first_member,
-        'model': dataclasses.asdict(self.data.complete(cohort.model)),
+        'model': dataclasses.asdict(self.data.of(cohort).complete(cohort.model)),
         'task': dataclasses.asdict(population.task),
         'metrics_bytes': self.metrics.sync(), 'rows': rows,
         'identities': [identity(m) for m in cohort.members]}

@@ -80,6 +80,18 @@ class StudyData:
       dataset = window_tokens(dataset, request.window)
     self.dataset: Dataset = dataset
     self.splits: list[Split] = make_splits(dataset, request.splits, request.seed)
+    self.beside = {name: StudyData(other, data_dir) for name, other in request.beside}
+
+  def of(self, cohort: Cohort) -> StudyData:
+    """The data that a cohort reads: these, or those beside them that it names."""
+    return self.beside[cohort.data] if cohort.data else self
+
+  def hashes(self) -> dict[str, str]:
+    """Name of each data set, those beside included, and the hash of its content."""
+    found = {self.dataset.name: self.dataset.sha256}
+    for other in self.beside.values():
+      found |= other.hashes()
+    return found
 
   def class_shares(self) -> tuple[float, ...]:
     """Share of each class among all labels; empty for text."""
@@ -146,7 +158,9 @@ class StudyData:
       task = Classification(float(data.mean), float(data.std))
       tables = self.label_tables(max(m.labels for m in cohort.members))
       arrays = {'inputs': data.inputs, 'labels': tables}
-    sets = [(part_of_train(s), s.val, s.test) for s in self.splits]
+    most = self.request.eval_most or len(data.inputs)
+    sets = [tuple(evenly_spaced(part, most) for part in (part_of_train(s), s.val, s.test))
+            for s in self.splits]
     if feed == 'auto':
       feed = 'stream' if data.inputs.nbytes >= STREAM_FROM_BYTES else 'device'
     if feed == 'device':
@@ -173,8 +187,13 @@ def load(request: DataRequest | None, data_dir: str) -> StudyData | None:
 
 def part_of_train(split: Split) -> np.ndarray:
   """As many evenly spaced training examples as there are validation examples."""
-  count = min(len(split.val), len(split.train))
-  return split.train[np.linspace(0, len(split.train) - 1, count).astype(np.int64)]
+  return evenly_spaced(split.train, len(split.val))
+
+
+def evenly_spaced(examples: np.ndarray, most: int) -> np.ndarray:
+  """At most so many of the examples, the first and the last among them."""
+  count = min(most, len(examples))
+  return examples[np.linspace(0, len(examples) - 1, count).astype(np.int64)]
 
 
 class _LabelledSource:

@@ -75,6 +75,7 @@ def expected_cohorts(study: Study, config) -> list[Sequence[Cohort | Measurement
 
 def _cost(cohort: Cohort, data: datasets.StudyData):
   """(parameters, state in MiB per member, estimated seconds of the cohort)."""
+  data = data.of(cohort)
   prepared = data.prepare(cohort, 'device')
   model = data.build(cohort.model)
   population = Population(cohort, model, prepared.task, prepared.arrays,

@@ -14,16 +14,20 @@ class DataRequest:
     splits: number of different train / validation / test splits.
     seed: of the splits and of the label permutations.
     eval_batch: examples per evaluation batch.
+    eval_most: examples of a set that are evaluated, evenly spaced; 0 for all.
     window: tokens per example, for text.
     kind: what the study's models read, 'images' or 'tokens' (text).
+    beside: further data, by the names under which cohorts ask for it (`Cohort.data`).
   """
 
   dataset: str
   splits: int = 1
   seed: int = 0
   eval_batch: int = 512
+  eval_most: int = 0
   window: int = 128
   kind: str = 'images'
+  beside: tuple[tuple[str, DataRequest], ...] = ()
 
   def __post_init__(self):
     if self.kind not in ('images', 'tokens'):

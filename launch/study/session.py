@@ -44,18 +44,25 @@ def open_data(study: Study, config, record: Record | None,
   data = datasets.load(study.data(config), config.io.data_dir)
   if data is None:
     return None
-  if record is not None and record.data and record.data['sha256'] != data.dataset.sha256:
-    raise UserError(
-        f'{workdir.path} was begun with other data: {record.data["name"]} had sha256 '
-        f'{record.data["sha256"][:12]}..., now {data.dataset.sha256[:12]}...; '
-        'bring the data back, or name another --workdir')
+  begun = _hashes(record) if record is not None else {}
+  for name, sha256 in data.hashes().items():
+    if begun.get(name, sha256) != sha256:
+      raise UserError(
+          f'{workdir.path} was begun with other data: {name} had sha256 {begun[name][:12]}..., now '
+          f'{sha256[:12]}...; bring the data back, or name another --workdir')
   # A study without a check of its own finds its misspelt models and repeated arms here.
   asked = next(study.cohorts(config), ())
   check_distinct(config, asked)
   for cohort in asked:
     if isinstance(cohort, Cohort):
-      data.check(cohort)
+      data.of(cohort).check(cohort)
   return data
+
+
+def _hashes(record: Record) -> dict[str, str]:
+  """Data sets by name that the run was begun with."""
+  found = record.data
+  return {found['name']: found['sha256'], **found.get('beside', {})} if found else {}
 
 
 def run(study: Study, record: Record, workdir: Workdir, preemption: Preemption,
@@ -71,13 +78,16 @@ def run(study: Study, record: Record, workdir: Workdir, preemption: Preemption,
   record.engine = {'cpu_threads': threads, 'device_kind': device.device_kind,
                    'devices': 1, **record.engine}
   record.data = {'name': data.dataset.name, 'sha256': data.dataset.sha256} if data else {}
+  if data and data.beside:
+    record.data['beside'] = {name: sha256 for name, sha256 in data.hashes().items()
+                             if name != data.dataset.name}
   if workdir.status.exists():
     # Before config.json has an extension: a kill in between must not leave it beside 'done'.
     workdir.write_status('running')
   record.write(workdir)
   entry = environment.snapshot() | {
       'device_kind': device.device_kind, 'device_count': 1,
-      'data': {record.data['name']: record.data['sha256']} if data else {}}
+      'data': data.hashes() if data else {}}
   runner = Runner(study, record, workdir, preemption, data, entry)
   try:
     rows = runner.run()

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
 import json
 from typing import Any
 
-import flax.linen as nn
-
 from launch.study import datasets
 from model_lib.training import timing
-from model_lib.training.cohort import ModelSpec
 from model_lib.training.population import Population
 
 
 class StepCosts:
-  """Times one run of each kind of a cohort; keeps the compiled reference from cohort to cohort.
+  """Times one run of each kind of a cohort; keeps the compiled reference from cohort to cohort."""
 
-  Args:
-    build: the model of a spec, completed by the study's data.
-  """
-
-  def __init__(self, build: Callable[[ModelSpec], nn.Module]):
-    self._build = build
+  def __init__(self):
     self._references: dict[str, Any] = {}
 
-  def measure(self, population: Population,
-              prepared: datasets.Prepared) -> dict[str, tuple[float, float]]:
+  def measure(self, population: Population, prepared: datasets.Prepared,
+              data: datasets.StudyData) -> dict[str, tuple[float, float]]:
     """{value of the cohort's time_by tag: (seconds per step, ratio to the reference)}.
 
-    Empty for a cohort without time_by.
+    Empty for a cohort without time_by. `data` are those that the cohort reads.
     """
     cohort = population.cohort
     if not cohort.time_by:
@@ -43,19 +34,19 @@ class StepCosts:
     runs = {kind: prepare(member) for kind, member in kinds.items()}
     reference, spec = cohort.time_reference
     if reference not in runs:
-      runs[reference] = self._reference_run(population, prepared, spec)
+      runs[reference] = self._reference_run(population, prepared, data, spec)
     return timing.relative_cost(runs, reference)
 
-  def _reference_run(self, population, prepared, spec):
+  def _reference_run(self, population, prepared, data, spec):
     """Times the reference model; compiled once per start and model."""
     cohort = population.cohort
     key = json.dumps([dataclasses.asdict(spec), dataclasses.asdict(cohort.optimizer),
-                      cohort.batch_size, population.batching], default=list)
+                      cohort.batch_size, population.batching, cohort.data], default=list)
     if key not in self._references:
       member = dataclasses.replace(
           cohort.members[0], hp={'learning_rate': cohort.members[0].hp['learning_rate']})
       alone = dataclasses.replace(cohort, model=spec, members=(member,))
-      other = Population(alone, self._build(spec), prepared.task, prepared.constant,
+      other = Population(alone, data.build(spec), prepared.task, prepared.constant,
                          population.batching)
       self._references[key] = timing.stepper(other, prepared.constant, 1,
                                              cohort.batch_size)(member)

@@ -85,6 +85,8 @@ class Cohort:
       which holds it where it is no member of this cohort.
     evaluate_at: steps before the last, ascending, at which the members are evaluated as well;
       their rows get columns like val_loss_at_30.
+    data: name of further data that the study reads, which this cohort trains on; '' for the
+      study's own.
   """
 
   name: str
@@ -96,6 +98,7 @@ class Cohort:
   time_by: str = ''
   time_reference: tuple[str, ModelSpec] | None = None
   evaluate_at: tuple[int, ...] = ()
+  data: str = ''
 
   def __post_init__(self):
     marks = (*self.evaluate_at, self.steps)
@@ -106,8 +109,9 @@ class Cohort:
   def fingerprint(self) -> str:
     """SHA-256 of the cohort as a study describes it; data and plan are checked on their own."""
     described = dataclasses.asdict(self)
-    if not self.evaluate_at:
-      del described['evaluate_at']  # as before there was such a field
+    for name in ('evaluate_at', 'data'):
+      if not described[name]:
+        del described[name]  # as before there was such a field
     text = json.dumps(described, sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -82,12 +82,13 @@ def played(settings):
 
 def test_the_order_of_the_part():
   stages = played(config(copies=5, finalists=2, transfer_seeds=3))
-  table, measurements, *generations, steps, rates, fresh, vit_rates, vit = stages
+  table, measurements, *generations, steps, rates, fresh, _, vit_rates, vit, texts, text = stages
   functions = {m.tags['activation'] for m in table[0].members if m.tags['phase'] == 'table'}
   assert {'relu(x)', 'tanh(x)', 'abs(x)'} <= functions  # by their shortest texts
   assert len(table[0].members) == 3 * (len(functions) + 5)
   assert table[0].evaluate_at == (10, 30)
-  assert [item.name for item in measurements] == ['search-proxies', 'search-regrets']
+  assert [item.name for item in measurements] == [
+      'search-counts', 'search-proxies', 'search-regrets']
   assert [item.name for item in steps] == ['search-eafo-steps']
   assert len(generations) == 4 and all(len(g[0].members) <= 4 for g in generations)
   arms = [cohort.members[0].tags['activation'] for cohort in fresh]
@@ -95,7 +96,8 @@ def test_the_order_of_the_part():
   # The copies with the lowest losses are run again, as many as there are finalists.
   assert {m.tags['copy'] for m in fresh[0].members} == {0, 1, 2}
   assert {m.tags['activation'] for c in vit for m in c.members} == set(arms)
-  assert all(c.model.name == 'vit' for c in (*vit_rates, *vit))
+  assert all(c.model.name == 'vit' and not c.data for c in (*vit_rates, *vit))
+  assert all(c.model.name == 'gpt' and c.data == 'text' for c in (*texts, *text))
   assert not {m.seed for m in fresh[0].members} & {m.seed for c in rates for m in c.members}
   members = [m for stage in stages for item in stage for m in getattr(item, 'members', ())]
   tags = [json.dumps(m.tags) for m in members]
@@ -141,8 +143,10 @@ def made_up(gain: float = 0.02, best: float = -0.05, control: float = 0.0, edge:
       run = {'activation': text, 'copy': copy, 'seed': seed, 'diverged_step': -1}
       rows.append({'phase': 'fresh', 'test_loss': 0.2 + shift + 0.002 * rng.normal(), **run})
       if copy == 0 and seed < 8:
-        rows.append({'phase': 'transfer', 'test_loss': level + transferred * (text == 'tanh(x)')
-                     + 0.01 * rng.normal(), **run})
+        rows += [{'phase': 'transfer', 'model': model, **run, 'test_loss': level
+                  + transferred * (text == 'tanh(x)') + 0.01 * rng.normal()}
+                 for model in ('vit', 'gpt')]
+  rows.append({'phase': 'unigram', 'entropy': 2.3})
   return pd.DataFrame(rows)
 
 
@@ -167,7 +171,9 @@ def test_verdicts(world, of_searches, of_finalist):
     ({}, REPRODUCED), ({'transferred': 0.1}, NOT_REPRODUCED), ({'transferred': 0.0}, NOT_REPRODUCED),
     ({'level': 2.1}, NOT_TESTABLE), ({'seeds': 7}, NOT_TESTABLE)])
 def test_transfer(world, verdict):
-  assert search.outcomes(made_up(**world), (0.1,) * 10)['finalist_transfers'].verdict == verdict
+  found = search.outcomes(made_up(**world), (0.1,) * 10)
+  assert found['finalist_transfers'].verdict == verdict
+  assert found['finalist_transfers_to_text'].verdict == verdict
 
 
 @pytest.mark.parametrize('changes, line', [

@@ -4,12 +4,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from launch import environment
 from launch.preemption import Preemption
 from launch.study import DataRequest, EngineConfig, IoConfig, Study, datasets
 from launch.study import config as config_lib
+from launch.study.load import load_cohort
 from launch.study.records import Record
 from launch.study.runner import Runner
 from launch.study.workdir import Workdir
@@ -33,7 +35,8 @@ def cohort(name: str, steps: int = 12, widths: int = 8, **settings) -> Cohort:
 
 @pytest.fixture(scope='module')
 def data(data_dir):
-  return datasets.load(DataRequest('digits', 1, 0), '')
+  text = DataRequest('pystdlib', eval_batch=16, eval_most=32, window=8, kind='tokens')
+  return datasets.load(DataRequest('digits', 1, 0, beside=(('text', text),)), '')
 
 
 class StopAt(Preemption):
@@ -102,6 +105,25 @@ def test_marks_are_between_the_first_and_the_last_step():
   for marks in ((0,), (12,), (5, 5), (8, 3)):
     with pytest.raises(ValueError, match='must ascend between 0 and 12'):
       cohort('a', evaluate_at=marks)
+
+
+def test_a_cohort_reads_the_data_it_names(tmp_path, data):
+  model = ModelSpec('gpt', {'dim': 8, 'heads': 2, 'depth': 1})
+  text = dataclasses.replace(cohort('text', steps=4), model=model, data='text')
+  rows = start(tmp_path / 'run', data, [cohort('images', steps=4), text])
+  images, texts = (rows[rows.run == name] for name in ('images', 'text'))
+  # Guessing one of 10 classes costs ln 10 = 2.3, one of 256 bytes ln 256 = 5.5.
+  assert images.test_loss.max() < 3 < 4.5 < texts.test_loss.min()
+  assert (texts.test_images == 32).all() and (images.test_images == 270).all()
+  trained = load_cohort(Workdir(tmp_path / 'run'), 'text')
+  assert trained.spec['arguments']['vocab'] == 256 and trained.spec['arguments']['length'] == 8
+  assert data.hashes().keys() == {'digits', 'pystdlib'}
+
+
+def test_evenly_spaced_examples():
+  examples = np.arange(100, 200)
+  assert datasets.evenly_spaced(examples, 1000).tolist() == examples.tolist()
+  assert datasets.evenly_spaced(examples, 4).tolist() == [100, 133, 166, 199]
 
 
 def test_cohorts_of_one_program_compile_once(tmp_path, data, monkeypatch):
