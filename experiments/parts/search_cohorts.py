@@ -173,11 +173,19 @@ def best_of(rows: pd.DataFrame) -> str | None:
 
 
 def finalists(config: Any, rows: pd.DataFrame) -> list[str]:
-  """The functions with the lowest mean validation loss over the table's seeds."""
+  """The functions with the lowest mean validation loss over the table's seeds.
+
+  Of functions that are one up to a f(+-x) + b only the best: the layers around absorb that.
+  """
+  from model_lib.search import Fingerprints, parse
+  prints, found = Fingerprints(), {}
   table = rows[rows.phase == 'table']
   worst = table.groupby('activation', sort=False).val_loss.agg(
       lambda losses: losses.mean() if losses.notna().all() else math.inf)
-  return list(worst.sort_values(kind='stable').index[:config.search.finalists])
+  for text in worst.sort_values(kind='stable').index:
+    if len(found) < config.search.finalists:
+      found.setdefault(prints.affine(parse(text)), text)
+  return list(found.values())
 
 
 def cohorts(config: Any):

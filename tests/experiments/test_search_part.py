@@ -108,6 +108,17 @@ def test_the_order_of_the_part():
       assert m.hp['init_gain'] == search_cohorts.gain(m.hp['candidate'])
 
 
+def test_finalists_are_different_functions():
+  texts = ['tanh(x)', 'add(tanh(x), tanh(x))', 'neg(tanh(x))', 'add(1, tanh(x))', 'relu(x)',
+           'relu(neg(x))', 'abs(x)']
+  rows = pd.DataFrame([{'phase': 'table', 'activation': text, 'val_loss': 0.1 + 0.01 * i}
+                       for i, text in enumerate(texts)])
+  assert search_cohorts.finalists(config(finalists=2), rows) == ['tanh(x)', 'relu(x)']
+  assert search_cohorts.finalists(config(finalists=9), rows) == ['tanh(x)', 'relu(x)', 'abs(x)']
+  lost = rows.assign(val_loss=rows.val_loss.where(rows.activation != 'tanh(x)'))
+  assert search_cohorts.finalists(config(finalists=1), lost) == ['add(tanh(x), tanh(x))']
+
+
 def test_learnable_finalists_run_as_programs():
   stages = played(dataclasses.replace(config(), search=dataclasses.replace(
       config().search, operators=SMALL, live_space='swish')))
