@@ -1,6 +1,6 @@
 """Swept activations: the function itself is data in `hp`, so one program serves every candidate.
 
-A swept activation is named by a spec like any other (`table(knots=1025)`). What it computes is
+A swept activation is named by a spec like any other (`table(limit=32)`). What it computes is
 given by arrays in the `hp` collection of its `ActivationLayer`; `encode` makes them of the text of
 a candidate (`models.candidate`). The package that brings an engine registers it here, and the
 models know no engine.

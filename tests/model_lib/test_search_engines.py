@@ -78,8 +78,8 @@ def test_the_gain_of_an_expression_with_a_kink_off_the_grid():
 
 
 def errors_of_table(expressions, engine='table'):
-  """(median, worst, worst at a kink) of |table - f| / (|f| + rms f / 1000), per expression."""
-  x = np.linspace(-7.9, 7.9, 4001).astype(np.float32)
+  """(median, worst, worst at a kink) of |table - f| / (|f| + rms f / 100), per expression."""
+  x = np.linspace(-7.9, 7.9, 4000).astype(np.float32)  # without 0, where quotients have no value
   layer, leaves = ActivationLayer(engine), encoded(engine, expressions)
   values = np.asarray(jax.jit(lambda leaves: jax.lax.map(
       lambda leaf: layer.apply({'hp': leaf}, x), leaves))(leaves), np.float64)
@@ -87,7 +87,7 @@ def errors_of_table(expressions, engine='table'):
   rows = []
   for value, expression in zip(values, expressions, strict=True):
     true = exact.value(expression)
-    error = np.abs(value - true) / (np.abs(true) + 1e-3 * np.sqrt(np.mean(true**2)))
+    error = np.abs(value - true) / (np.abs(true) + 1e-2 * np.sqrt(np.mean(true**2)))
     near = np.zeros(len(x), bool)
     for place in kinks(expression):
       near |= np.abs(x - place) < 2 / 64
@@ -100,15 +100,20 @@ def check_table(count):
   assert np.median(rows[:, 0]) < 1e-6
   assert rows[:, 0].max() < 1e-5
   assert rows[:, 1].max() < 1e-2
-  assert rows[:, 2].max() > 1e-3  # kinks between knots are there, and cost what is said
+  assert rows[:, 2].max() < 1e-2
 
 
 def test_the_table_agrees_with_the_expression():
-  check_table(60)
+  check_table(40)
+  kinked, smooth = (parse(text) for text in ('min(abs(add(x, -0.3)), abs(add(x, 0.71)))', 'sin(x)'))
+  coarse = errors_of_table([kinked, smooth], 'table(per_octave=2)')
+  # One of the kinks is exact, the others are moved; an expression has other numbers than the next.
+  assert coarse[0, 2] > 1e-2 and coarse[1, 0] > 1e-4
+  assert errors_of_table([kinked])[0, 1] < 1e-5
 
 
 def test_the_table_is_exact_at_knots_and_goes_on_as_a_line():
-  x = np.array([-1e20, -20, -8, -2.5, -0.0, 0, 2.5, 7.984375, 8, 9, 1e20, np.nan], np.float32)
+  x = np.array([-1e20, -136, -128, -2.5, -0.0, 0, 2.5, 7.9, 128, 129, 1e20, np.nan], np.float32)
   layer = ActivationLayer('table')
 
   def value_and_slope(text):
@@ -120,17 +125,18 @@ def test_the_table_is_exact_at_knots_and_goes_on_as_a_line():
   np.testing.assert_array_equal(y, np.maximum(x, 0))
   np.testing.assert_array_equal(d[[0, 1, 2, 3, 6, 7, 8, 9, 10]], [0, 0, 0, 0, 1, 1, 1, 1, 1])
   y, d = value_and_slope('square(x)')
-  np.testing.assert_allclose(y[[1, 9]], [64 + 16 * 12, 64 + 16], rtol=1e-6)
-  np.testing.assert_allclose(d[[1, 9]], [-16, 16], rtol=1e-6)
+  np.testing.assert_allclose(y[[1, 9]], [128**2 + 256 * 8, 128**2 + 256], rtol=1e-6)
+  np.testing.assert_allclose(d[[1, 9]], [-256, 256], rtol=1e-6)
   assert np.isnan(y[-1]) and np.isfinite(y[:-1]).all()
 
 
 def test_the_slope_of_the_table_is_the_derivative_of_its_value():
   from jax.test_util import check_grads
-  leaves = swept.find('table(knots=33, limit=4)').encode('mul(x, sin(x))')
+  spec = 'table(per_octave=4, limit=4)'
+  leaves = swept.find(spec).encode('mul(x, sin(x))')
   x = np.linspace(-5.05, 5.05, 37).astype(np.float32)
-  check_grads(lambda x: ActivationLayer('table(knots=33, limit=4)').apply({'hp': leaves}, x), (x,),
-              order=1, modes=('fwd', 'rev'), atol=1e-2, rtol=1e-2, eps=1e-3)
+  check_grads(lambda x: ActivationLayer(spec).apply({'hp': leaves}, x), (x,), order=1,
+              modes=('fwd', 'rev'), atol=1e-2, rtol=1e-2, eps=1e-3)
 
 
 def bytecode_against_jit(expressions):
@@ -202,8 +208,8 @@ def test_a_candidate_that_cannot_be_encoded_is_refused_in_one_line(engine, text,
 
 
 @pytest.mark.parametrize('spec, match', [
-    ('table(knots=1024)', 'knots is odd'), ('table(limit=-1)', 'positive'),
-    ('table(knot=9)', "nearest: 'knots'"), ('table(9)', 'with their names'),
+    ('table(limit=24)', 'power of 2'), ('table(limit=-1)', 'positive integer'),
+    ('table(limits=8)', "nearest: 'limit'"), ('table(9)', 'with their names'),
     ('bytecode(length=1.5)', 'positive integer'), ('bytecode(length=999)', 'at most'),
     ('expression(relu(x), per=token)', 'per one of'), ('expression(rely(x))', "nearest: 'relu'")])
 def test_impossible_settings_are_refused_in_one_line(spec, match):
@@ -318,7 +324,8 @@ class _Chosen(swept.SweptActivation):
 
 def losses_after_training(engine, expressions, folder):
   """The loss of the 100th batch, per expression; all start from the same weights."""
-  members = [dataclasses.replace(member, seed=0, hp={**member.hp, 'init_gain': gain(expression)})
+  members = [dataclasses.replace(member, seed=0, hp={
+                 **member.hp, 'learning_rate': 1e-3, 'init_gain': gain(expression)})
              for member, expression in zip(runs(map(str, expressions)), expressions, strict=True)]
   return engine.train(members, folder).losses()[:, -1]
 
@@ -333,8 +340,8 @@ def check_training(count, folder, monkeypatch, per_program=40):
   monkeypatch.setattr(swept, '_made', lambda maker, spec: maker(swept.spec_lib.parse(spec)))
 
   def engine(name):
-    return Engine(ModelSpec('mlp', {**_MLP, 'activation': name}), chunk=10, k=50, steps=100,
-                  evaluates=False)
+    return Engine(ModelSpec('mlp', {'widths': (64, 64, 64), 'activation': name}), chunk=10, k=50,
+                  steps=100, evaluates=False)
 
   real = []
   for start in range(0, count, per_program):

@@ -169,7 +169,7 @@ def _run_forward(program, constants, count, beta, x):
 
 
 def _run_backward(saved, cotangent):
-  """Backwards; each result but x is read once, so its cotangent takes its place when it was read."""
+  """Backwards; each result but x is read once, and then its cotangent takes its place."""
   program, constants, count, beta, results = saved
   nobody = len(constants) + 1
 
