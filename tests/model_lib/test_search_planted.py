@@ -1,0 +1,133 @@
+"""Planted truths: training ranks first the functions of which it is known that they should be.
+
+A teacher y = 2^(1/2) sin(3 w.x), |w| = 1, x ~ N(0, I) in two dimensions, is learned by functions of
+the Swish space. Planted are those that come near sin(3u) as f(a u + b); no training decides which.
+The student has 4 hidden units: with more, combinations of functions that are not planted, such as
+x + sin(x), do as well. So small a student often stops far from its optimum, hence each function's
+best of 8 starts counts, by other examples than its test loss.
+
+On XOR a linear model cannot be better than chance, and almost every valid function must be.
+"""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from model_lib.search import ValidityFilter, parse
+from model_lib.training.tasks import Classification, Regression
+from tests.model_lib.planted import HELD_OUT, largest_correlations, sample, train
+
+TEACHERS = 5
+PLANTED = 0.9  # the correlation from which on a function is planted
+STUDENT = dict(width=4, outputs=1, rate=3e-2, steps=300, batch=128, starts=8)
+XOR = dict(width=8, outputs=2, rate=1e-2, steps=150, batch=64)
+IDENTITY = parse('identity(x)')
+
+
+def teachers():
+  """Tables 0 to 4: a teacher each. Tables 5 to 9: the same with the examples' targets permuted."""
+  rng = np.random.default_rng(0)
+  n = STUDENT['steps'] * STUDENT['batch'] + 2 * HELD_OUT  # every example is met once
+  x = rng.standard_normal((n, 2)).astype(np.float32)
+  angles = rng.uniform(0, 2 * np.pi, TEACHERS)
+  y = 2**0.5 * np.sin(3 * x @ np.stack([np.cos(angles), np.sin(angles)]))
+  targets = np.concatenate([y, rng.permuted(y, axis=0)], 1)
+  return {'inputs': x, 'targets': targets[:, :, None].astype(np.float32)}
+
+
+def test_losses(count, tables, folder):
+  """[count, tables]: the test loss of each function's best start."""
+  choice, test = train(sample(count), tables, Regression(), teachers(), folder, **STUDENT)
+  best = choice['loss'].argmin(-1)[..., None]
+  return np.take_along_axis(test['loss'], best, -1)[..., 0]
+
+
+test_losses.__test__ = False
+
+
+def shares(losses):
+  """Ranks within each table as shares of the functions, the lowest loss first."""
+  return stats.rankdata(losses, axis=0) / len(losses)
+
+
+def permutation_p(ranks, planted):
+  """Share of the sets of as many functions whose median rank is at least as low."""
+  rng, found = np.random.default_rng(0), np.median(ranks[planted])
+  drawn = [np.median(ranks[rng.permutation(planted)]) for _ in range(2000)]
+  return (1 + np.sum(np.array(drawn) <= found)) / (1 + len(drawn))
+
+
+def check_planted(count, teachers_used, folder):
+  planted = largest_correlations(sample(count)) >= PLANTED
+  assert 0.02 * count < planted.sum() < 0.06 * count  # more could not all be among the first 5 %
+  losses = test_losses(count, [*range(teachers_used), *range(TEACHERS, TEACHERS + teachers_used)],
+                       folder)
+  real, permuted = np.split(losses, 2, axis=1)
+  assert np.median(real[planted]) < 0.1 < 0.3 < np.median(real)  # it was learned; 1 is the mean's
+  assert np.median(shares(real)[planted]) <= 0.05
+  assert permutation_p(shares(real), planted) < 1e-3
+  assert np.abs(np.median(permuted) - 1) < 0.1
+  assert permutation_p(shares(permuted), planted) > 0.05
+
+
+def test_which_functions_are_planted():
+  """Against values computed apart, on another grid; sin(x)^2 is a cosine."""
+  known = {'sin(x)': 1.0, 'mul(x, sinc(x))': 1.0, 'mul(sin(x), sin(x))': 1.0,
+           'mul(x, sin(x))': 0.774, 'sinc(x)': 0.810, 'erf(x)': 0.431, 'tanh(x)': 0.414,
+           'identity(x)': 0.047}
+  found = largest_correlations([parse(text) for text in known])
+  np.testing.assert_allclose(found, list(known.values()), atol=5e-3)
+  assert (found >= PLANTED).tolist() == [True] * 3 + [False] * 5
+
+
+def test_the_planted_functions_are_found(tmp_path):
+  check_planted(200, 1, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_planted_functions_are_found_with_five_teachers(tmp_path):
+  check_planted(1000, TEACHERS, tmp_path)
+
+
+def xor():
+  """Four clusters in the plane as two pixels; the class is whether their signs differ."""
+  rng = np.random.default_rng(0)
+  n = XOR['steps'] * XOR['batch'] + 2 * HELD_OUT
+  bright = rng.integers(0, 2, (n, 2))
+  pixels = 64 + 128 * bright + rng.normal(0, 20, bright.shape)
+  return {'inputs': pixels.round().clip(0, 255).astype(np.uint8),
+          'labels': (bright[:, :1] ^ bright[:, 1:]).astype(np.int32)}
+
+
+def xor_results(expressions, starts, folder):
+  """Accuracy and loss on test examples, [expressions, starts]."""
+  _, test = train(expressions, [0], Classification(128.0, 64.0), xor(), folder, starts=starts,
+                  **XOR)
+  return test['accuracy'][:, 0], test['loss'][:, 0]
+
+
+def above_chance(accuracy):
+  """(mean - 1/2) / standard error, over the starts."""
+  return (accuracy.mean() - 0.5) / stats.sem(accuracy)
+
+
+def check_xor(count, folder):
+  assert ValidityFilter()(IDENTITY).reason == 'linear'  # only here is it let through
+  accuracy, loss = xor_results([IDENTITY, *sample(count)], 8, folder)
+  assert abs(above_chance(accuracy[0])) < 2
+  assert abs(loss[0].mean() - np.log(2)) < 5e-3
+  beaten = (accuracy[1:].mean(1) > accuracy[0].mean()) & (loss[1:].mean(1) < loss[0].mean())
+  assert beaten.mean() >= 0.9
+  # By more than luck: chance, and then some.
+  above = np.array([above_chance(row) for row in accuracy[1:]])
+  assert (above > 2).mean() >= 0.9
+
+
+def test_the_identity_stays_at_chance_on_xor(tmp_path):
+  check_xor(100, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_identity_stays_at_chance_on_xor_where_a_thousand_functions_do_not(tmp_path):
+  check_xor(1000, tmp_path)
