@@ -119,8 +119,10 @@ def coefficients(
   if sides.kinks:
     # The one that matters most where pre-activations are comes to lie on its nearest knot.
     most = max(sides.kinks, key=_weight).place
-    stretch = np.float32(of.knots[np.abs(of.knots - most).argmin()] / most)
-    sides = of.sides(expression, float(stretch))
+    knot = of.knots[np.abs(of.knots - most).argmin()]
+    if knot:
+      stretch = np.float32(knot / most)
+      sides = of.sides(expression, float(stretch))
   (left, right), (d_left, d_right) = sides.values.copy(), sides.slopes.copy()
   moved: dict[int, list] = {}
   for kink in sides.kinks:
