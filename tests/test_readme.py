@@ -30,7 +30,9 @@ SMALLER: Mapping[str, Sequence[str]] = {
     '--preset=smoke', '--config.mlp.activations=relu,gelu', '--config.rate_factors=0.1,1,10',
     '--config.mlp.null_copies=1', '--config.mlp.shuffled_seeds=1',
     '--config.mlp.steps=20', '--config.mlp_widths=16', '--config.io.figures=false',
-    '--config.io.checkpoint_interval_s=60'],
+    '--config.io.checkpoint_interval_s=60', '--config.search.operators=zero,relu,tanh,add',
+    '--config.search.live_evaluations=4', '--config.search.eafo_steps=1',
+    '--config.search.finalists=1', '--config.eafo.activations=relu,tanh,gelu'],
   'experiments.normalization_basics': [
     '--preset=smoke', '--config.parts=fast_variance', '--config.io.figures=false'],
   'experiments.gallery': ['--preset=smoke', '--config.activations=relu,gelu', '--config.norms=none,layer'],

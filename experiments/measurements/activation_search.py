@@ -7,6 +7,7 @@ trained every function of the space, as a `model_lib.search.tabulated.Table`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+import itertools
 import time
 from typing import Any
 
@@ -20,8 +21,8 @@ from model_lib.analysis import statistics
 from model_lib.analysis.entropy import entropies
 from model_lib.errors import UserError
 from model_lib.search import (
-    Expression, Space, algorithms, candidates, count_functions, engines, get_space, parse, proxies,
-    tabulated)
+    Expression, Fingerprints, Space, algorithms, candidates, canonical, count_functions, engines,
+    get_space, parse, proxies, tabulated)
 from model_lib.search.algorithms import Algorithm
 from model_lib.search.eafo import eafo_step
 from model_lib.search.tabulated import Table
@@ -251,6 +252,27 @@ def measure_eafo_candidates(given: Given, starts: Sequence[str], epsilons: Seque
                      'epsilon': epsilon, 'eafo_steps': number, 'entropy': step.after.primary})
     paths = further
   return rows
+
+
+def measure_hardened(given: Given, cohort: str, space: str, most: int) -> list[dict[str, Any]]:
+  """The most probable valid expressions of trained relaxations, the networks taken in turn.
+
+  Args:
+    cohort: of the relaxations.
+    space: in which they were trained.
+    most: expressions that are kept, each function once.
+  """
+  import jax
+  trained = given.trained(cohort)
+  ranked = [candidates(engines.harden(
+      jax.tree.map(lambda leaf, place=place: leaf[place], trained.variables['params']),
+      get_space(space), most)).valid
+      for place, row in enumerate(trained.rows) if row['diverged_step'] < 0]
+  prints, found = Fingerprints(), {}
+  for expression in itertools.chain.from_iterable(itertools.zip_longest(*ranked)):
+    if expression is not None and len(found) < most:
+      found.setdefault(prints.functional(expression), str(canonical(expression)))
+  return [{'part': 'search', 'phase': 'hardened', 'activation': text} for text in found.values()]
 
 
 def _entropies(expression: Expression) -> tuple[float, float]:

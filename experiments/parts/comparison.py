@@ -76,8 +76,8 @@ def model(config: Any, part: str, activation: str) -> ModelSpec:
   common = {'activation': activation, 'init_gain': config.init_gain}
   if part == 'mlp':
     return ModelSpec('mlp', {'widths': list(config.mlp_widths), **common})
-  return ModelSpec('vit', {'patch': config.vit_patch, 'dim': config.vit_dim, 'heads': 4,
-                           'depth': config.vit_depth, **common})
+  return ModelSpec('vit', {'patch': config.vit_patch, 'dim': config.vit_dim,
+                           'heads': config.vit_heads, 'depth': config.vit_depth, **common})
 
 
 def seed_of(config: Any, phase: int, copy: int, number: int) -> int:

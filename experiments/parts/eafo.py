@@ -28,7 +28,7 @@ SEEDS = {'ranking': 0, 'sign': 1}
 MOST_SEEDS = 5003
 MIN_SEEDS, MIN_ACTIVATIONS, MIN_CEILING = 16, 30, 0.3
 TESTABLE = (f'not testable below {MIN_ACTIVATIONS} activations, when the split-half tau of their '
-            f'test losses is below {MIN_CEILING}, or below {MIN_SEEDS} seeds without a diverged run')
+            f'test losses is below {MIN_CEILING}, or below {MIN_SEEDS} seeds without divergence')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Eafo:
   sign_seeds: int = field(32, 'Seeds per start of the learned coefficient.', low=2,
                           high=MOST_SEEDS)
   sign_rate: float = field(3e-3, "Adam's learning rate where the coefficient is learned.", low=1e-8)
-  recorded_seeds: int = field(16, 'Seeds of whose networks the pre-activations are recorded.', low=2)
+  recorded_seeds: int = field(16, 'Seeds whose pre-activations are recorded.', low=2)
   steps: int = field(300, 'Optimizer steps per run.', low=1)
   batch_size: int = field(128, 'Examples per step.', low=1)
 
@@ -272,5 +272,6 @@ def report(run: Run) -> Report:
       [criterion_table(config, rows, run.dataset), sign_table(config, rows, run.dataset)],
       outcomes(config, rows),
       {'entropy': lambda: figures.entropy_against_loss(
-          rows[rows.phase == 'criterion'].set_index('activation').primary, losses(rows).mean(axis=1)),
+          rows[rows.phase == 'criterion'].set_index('activation').primary,
+          losses(rows).mean(axis=1)),
        'epsilon': lambda: figures.learned_coefficients(rows[rows.phase == 'learned'])})

@@ -27,9 +27,11 @@ PART, TEXT = 'search', 'text'
 REFERENCE = 'relu(x)'
 BESIDE = ('gelu(x)', 'swish(x)', 'tanh(x)')  # known ones among the finalists
 PER_COHORT = 500  # functions; a cohort's state and its checkpoints must stay small
-PHASES = {'table': 0, 'copies': 0, 'live': 0, 'selection': 1, 'fresh': 2, 'transfer_selection': 1,
-          'transfer': 2}  # each with seeds of its own
+PHASES = {  # those of another number have other seeds
+    'table': 0, 'copies': 0, 'live': 0, 'relaxation': 0, 'selection': 1, 'transfer_selection': 1,
+    'fresh': 2, 'transfer': 2}
 MOST_SEEDS, MOST_COPIES = 5003, 1009  # that `member` keeps apart
+TEMPERATURES = (0.03, 0.1)  # of the relaxation's softmax
 PROGRAM = 'bytecode(length=24, parameters=3)'
 
 
@@ -95,7 +97,7 @@ def model(config: Any, activation: str, name: str = 'mlp') -> ModelSpec:
 
 
 def member(config: Any, phase: str, text: str, number: int, factor: float = 1.0, copy: int = 0,
-           named: bool = True, within: str = 'mlp', **tags: str | int) -> Member:
+           named: bool = True, within: str = 'mlp', **tags: str | float) -> Member:
   """A run of a candidate; those of equal phase, copy and number share their seeds.
 
   `named`: whether the model takes any candidate and is told which; `within`: name of the model.
@@ -109,6 +111,8 @@ def member(config: Any, phase: str, text: str, number: int, factor: float = 1.0,
   hp = {'learning_rate': rate}
   if named:
     hp |= {'candidate': text, 'init_gain': gain(text)}
+  if 'temperature' in tags:
+    hp['temperature'] = tags['temperature']
   return Member(tags, seed, seed, split, hp)
 
 
@@ -146,6 +150,31 @@ def live(config: Any, strategy: str, searcher: Algorithm):
       if loss < lowest:
         best, lowest = str(query.expression), loss
   return best
+
+
+def relaxed(config: Any):
+  """Trains softmax mixtures of all operators of the table's space, then what they harden to.
+
+  The mixtures' runs count as trainings, so that the sum is that of the other live searches. At
+  temperature 1 the softmax stays nearly even; the two here were chosen on made-up data.
+  """
+  from experiments.measurements import activation_search as measured
+  s, spec = config.search, f'relaxation({config.search.space})'
+  mixtures = max(len(TEMPERATURES), s.live_evaluations // 16 // len(TEMPERATURES)
+                 * len(TEMPERATURES))
+  name = 'search-relaxation'
+  yield [Cohort(name, model(config, spec), tuple(
+      member(config, 'relaxation', spec, i // len(TEMPERATURES), named=False,
+             temperature=TEMPERATURES[i % len(TEMPERATURES)]) for i in range(mixtures)),
+      s.steps, s.batch_size)]
+  hardened = yield [Measurement(
+      'search-hardened', measured.measure_hardened,
+      {'cohort': name, 'space': s.space, 'most': max(1, s.live_evaluations - mixtures)}, seconds=10)]
+  if not len(hardened):
+    return None
+  return best_of((yield [Cohort('search-hard', model(config, 'table'), tuple(
+      member(config, 'live', text, 0, strategy='relaxation', generation=0)
+      for text in hardened.activation), s.steps, s.batch_size)]))
 
 
 def program(text: str) -> str:
@@ -222,6 +251,7 @@ def cohorts(config: Any):
         member(config, 'live', text, 0, strategy='eafo', generation=0)
         for text in reached.activation), s.steps, s.batch_size)]
     winners.append(best_of(stepped))
+  winners.append((yield from relaxed(config)))
   chosen = finalists(config, rows)
   winners = [winner for winner in winners if winner]
   arms = list(dict.fromkeys([REFERENCE, *BESIDE, *chosen, *winners]))

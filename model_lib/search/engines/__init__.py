@@ -1,6 +1,6 @@
 """Engines: three ways in which an expression becomes the activation of a model.
 
-  table(knots=1025, limit=8)          a cubic Hermite table of f and f'; costs the same for every f
+  table(per_octave=128, limit=128)    a cubic Hermite table of f and f'; costs the same for every f
   bytecode(length=16, parameters=4)   a program for a small machine; exact, with learnable scalars
   expression(mul(x, sigmoid(x)))      the expression itself, compiled ('jit'): a program of its own
 
