@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -78,11 +79,12 @@ def train(
 ) -> list[dict[str, np.ndarray]]:
   """Trains an MLP of one hidden layer with every function, from several starts, by Adam.
 
-  The batches of a start, which begin with the first examples, are those of all functions. The
-  last 2 HELD_OUT examples are no training examples. A diverged run has an infinite loss.
+  All functions meet the same first values and batches. The last 2 HELD_OUT examples are not trained
+  on. A diverged run has an infinite loss.
 
   Returns:
-    {'loss', metric: [expressions, tables, starts]} of the first HELD_OUT of these, and the second.
+    Means {'loss', metric: [expressions, tables, starts]} over the first half of these examples, by
+    which to choose, and over the second, the test.
   """
   runs = tuple(
       Member({'function': str(expression), 'table': table, 'start': start}, start, start, 0,
@@ -97,19 +99,25 @@ def train(
   n = len(arrays['inputs'])
   fit, choice, test = np.split(np.arange(n, dtype=np.int32), [n - 2 * HELD_OUT, n - HELD_OUT])
   feed = DeviceFeed(arrays, BatchOrder([(start, fit) for start in range(starts)], batch))
-  routes = Routes(np.array([run.seed for run in runs]), np.array([run.labels for run in runs]),
-                  np.zeros(len(runs), np.int32))
-  metrics = MetricsFile(folder / 'metrics.jsonl')
-  try:
-    chunks = loop.train(population, plan, call, feed, routes,
-                        loop.initial_chunks(population, plan), 0, run=cohort.name, first_member=0,
-                        metrics=metrics, log_every=steps)
-  finally:
-    metrics.close()
   index, weights, sets = evaluation_index([choice, test], 512)
   evaluation = population.compile_evaluation(population.abstract(plan.chunk), arrays, index[None])
-  means = loop.evaluate(population, plan, evaluation, chunks, routes, arrays, index[None],
-                        weights[None], sets)
+  parts = []
+  metrics = MetricsFile(folder / 'metrics.jsonl')
+  try:
+    # A chunk after the other: a state holds 0.1 MB of table, and there may be 50,000.
+    for first in range(0, len(runs), plan.chunk):
+      members = runs[first:first + plan.chunk]
+      some = population.of(dataclasses.replace(cohort, members=members))
+      routes = Routes(np.array([run.seed for run in members]),
+                      np.array([run.labels for run in members]), np.zeros(len(members), np.int32))
+      chunks = loop.train(some, plan, call, feed, routes, loop.initial_chunks(some, plan), 0,
+                          run=cohort.name, first_member=first, metrics=metrics, log_every=steps)
+      parts.append(loop.evaluate(some, plan, evaluation, chunks, routes, arrays, index[None],
+                                 weights[None], sets))
+  finally:
+    metrics.close()
+  means = [{name: np.concatenate([part[i][name] for part in parts]) for name in parts[0][i]}
+           for i in range(2)]
   shape = len(expressions), len(tables), starts
   for part in means:
     part['loss'] = np.where(np.isfinite(part['loss']), part['loss'], np.inf)

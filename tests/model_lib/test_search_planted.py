@@ -4,7 +4,8 @@ A teacher y = 2^(1/2) sin(3 w.x), |w| = 1, x ~ N(0, I) in two dimensions, is lea
 the Swish space. Planted are those that come near sin(3u) as f(a u + b); no training decides which.
 The student has 4 hidden units: with more, combinations of functions that are not planted, such as
 x + sin(x), do as well. So small a student often stops far from its optimum, hence each function's
-best of 8 starts counts, by other examples than its test loss.
+best of 8 starts counts, by other examples than its test loss. Width, rate, steps and starts were
+chosen on another sample of functions, with other teachers.
 
 On XOR a linear model cannot be better than chance, and almost every valid function must be.
 """
@@ -25,25 +26,22 @@ XOR = dict(width=8, outputs=2, rate=1e-2, steps=150, batch=64)
 IDENTITY = parse('identity(x)')
 
 
-def teachers():
-  """Tables 0 to 4: a teacher each. Tables 5 to 9: the same with the examples' targets permuted."""
+def data():
+  """Tables 0 to 4: a teacher each. Table 5: the first one with its targets permuted."""
   rng = np.random.default_rng(0)
   n = STUDENT['steps'] * STUDENT['batch'] + 2 * HELD_OUT  # every example is met once
   x = rng.standard_normal((n, 2)).astype(np.float32)
   angles = rng.uniform(0, 2 * np.pi, TEACHERS)
   y = 2**0.5 * np.sin(3 * x @ np.stack([np.cos(angles), np.sin(angles)]))
-  targets = np.concatenate([y, rng.permuted(y, axis=0)], 1)
+  targets = np.concatenate([y, rng.permutation(y[:, :1])], 1)
   return {'inputs': x, 'targets': targets[:, :, None].astype(np.float32)}
 
 
-def test_losses(count, tables, folder):
+def losses_of(count, tables, folder):
   """[count, tables]: the test loss of each function's best start."""
-  choice, test = train(sample(count), tables, Regression(), teachers(), folder, **STUDENT)
+  choice, test = train(sample(count), tables, Regression(), data(), folder, **STUDENT)
   best = choice['loss'].argmin(-1)[..., None]
   return np.take_along_axis(test['loss'], best, -1)[..., 0]
-
-
-test_losses.__test__ = False
 
 
 def shares(losses):
@@ -58,14 +56,13 @@ def permutation_p(ranks, planted):
   return (1 + np.sum(np.array(drawn) <= found)) / (1 + len(drawn))
 
 
-def check_planted(count, teachers_used, folder):
+def check_planted(count, teachers, share, folder):
   planted = largest_correlations(sample(count)) >= PLANTED
   assert 0.02 * count < planted.sum() < 0.06 * count  # more could not all be among the first 5 %
-  losses = test_losses(count, [*range(teachers_used), *range(TEACHERS, TEACHERS + teachers_used)],
-                       folder)
-  real, permuted = np.split(losses, 2, axis=1)
+  losses = losses_of(count, [*range(teachers), TEACHERS], folder)
+  real, permuted = np.split(losses, [teachers], axis=1)
   assert np.median(real[planted]) < 0.1 < 0.3 < np.median(real)  # it was learned; 1 is the mean's
-  assert np.median(shares(real)[planted]) <= 0.05
+  assert np.median(shares(real)[planted]) <= share
   assert permutation_p(shares(real), planted) < 1e-3
   assert np.abs(np.median(permuted) - 1) < 0.1
   assert permutation_p(shares(permuted), planted) > 0.05
@@ -82,12 +79,13 @@ def test_which_functions_are_planted():
 
 
 def test_the_planted_functions_are_found(tmp_path):
-  check_planted(200, 1, tmp_path)
+  # Of 10 planted ones the median varies with the sample, by 0.02.
+  check_planted(200, 1, 0.075, tmp_path)
 
 
 @pytest.mark.slow
 def test_the_planted_functions_are_found_with_five_teachers(tmp_path):
-  check_planted(1000, TEACHERS, tmp_path)
+  check_planted(1000, TEACHERS, 0.05, tmp_path)
 
 
 def xor():
@@ -119,13 +117,12 @@ def check_xor(count, folder):
   assert abs(loss[0].mean() - np.log(2)) < 5e-3
   beaten = (accuracy[1:].mean(1) > accuracy[0].mean()) & (loss[1:].mean(1) < loss[0].mean())
   assert beaten.mean() >= 0.9
-  # By more than luck: chance, and then some.
-  above = np.array([above_chance(row) for row in accuracy[1:]])
-  assert (above > 2).mean() >= 0.9
+  # The bound of 2 standard errors is no loose one: the others pass it.
+  assert np.mean([above_chance(row) > 2 for row in accuracy[1:]]) >= 0.9
 
 
 def test_the_identity_stays_at_chance_on_xor(tmp_path):
-  check_xor(100, tmp_path)
+  check_xor(60, tmp_path)
 
 
 @pytest.mark.slow
