@@ -24,9 +24,10 @@ test losses of the others. The same searches on losses dealt out to other functi
 Proxies that need no training are held against the losses by Kendall's tau, in the direction fixed
 before. Live searches train what they ask for, of one number of training steps: evolution with
 PANGAEA's mutations and learnable parameters, random search in its space, EAFO's steps from known
-functions, and a differentiable relaxation of the table's space. The best functions of the table, the live winners and the luckiest of many copies of ReLU
-choose their learning rates and run again with fresh seeds (what the copies lose is the winner's
-curse), then in the vision transformer and in a small language model of bytes.
+functions, and a differentiable relaxation of the table's space. The best functions of the table,
+the live winners and the luckiest of many copies of ReLU choose their learning rates and run again
+with fresh seeds (what the copies lose is the winner's curse), then in the vision transformer and in
+a small language model of bytes.
 
 eafo: Sun et al. 2024 (arXiv:2405.12954) take a lower entropy of the activated distribution for
 better, and correct ReLU by epsilon x e^(-x^2/2). The catalogue's fixed pointwise functions are
@@ -97,17 +98,18 @@ PRESETS = {
               'eafo.activations': ('identity', 'relu', 'gelu', 'tanh', 'sin'), 'eafo.steps': 60,
               'eafo.ranking_seeds': 2, 'eafo.sign_seeds': 2, 'eafo.recorded_seeds': 2},
     'quick': {'parts': ('comparison',), 'models': ('mlp',), 'mlp.activations': COMMON,
-              'mlp.selection_seeds': 2, 'mlp.fresh_seeds': 16, 'mlp.null_copies': 16, 'mlp.shuffled_seeds': 8},
+              'mlp.selection_seeds': 2, 'mlp.fresh_seeds': 16, 'mlp.null_copies': 16,
+              'mlp.shuffled_seeds': 8},
     'cpu': {},
-    # The models, data and baselines of Sun et al. 2024; the schedule is not confirmed. The number of
-    # steps is 100 epochs of CIFAR-10. There is no augmentation and no distillation: DeiT-Tiny
-    # trained so is this ViT. For CIFAR-100 and ImageNet set config.dataset, with the patch and steps.
+    # Models, data and baselines of Sun et al. 2024; the schedule is not confirmed: 100 epochs of
+    # CIFAR-10 here, without augmentation or distillation, so that DeiT-Tiny is the same ViT. For
+    # CIFAR-100 and ImageNet-1K set config.dataset, the patch and the steps. TNT-Small: not there.
     'paper': {'parts': ('comparison',), 'models': ('vit',), 'dataset': 'cifar10', 'vit_dim': 192,
               'vit_depth': 12, 'vit_heads': 3, 'vit_patch': 4, 'vit.base_rate': 1e-3,
               'vit.batch_size': 128, 'vit.steps': 35100, 'vit.selection_seeds': 1,
               'vit.fresh_seeds': 8, 'vit.activations': (
                   'relu', 'prelu', 'elu', 'celu', 'gelu', 'silu', 'mish', 'crrelu')},
-    'gpu': {'mlp.fresh_seeds': 128, 'vit.fresh_seeds': 32,
+    'gpu': {'parts': ('comparison',), 'mlp.fresh_seeds': 128, 'vit.fresh_seeds': 32,
             'vit.activations': COMMON[:COMMON.index('prelu')]},
 }
 

@@ -1,4 +1,4 @@
-"""What the search part of the activation search computes from its table: regrets, proxies, ceilings.
+"""What the search part of the activation search computes from its table: regrets and proxies.
 
 Every function here is a measurement: rows without training. They read the rows of the cohorts that
 trained every function of the space, as a `model_lib.search.tabulated.Table`.
@@ -78,7 +78,8 @@ def surrogate_features(table: Table, task: proxies.Task) -> np.ndarray:
   return algorithms.side_by_side(outputs, fisher)
 
 
-def makers(table: Table, space: Space, features: np.ndarray) -> dict[str, Callable[[int], Algorithm]]:
+def makers(
+    table: Table, space: Space, features: np.ndarray) -> dict[str, Callable[[int], Algorithm]]:
   """algorithm -> seed -> a search on the table."""
   change = algorithms.Mutations(space, ('change',))
   return {

@@ -143,7 +143,8 @@ def transfer_table(config: Any, rows: pd.DataFrame, name: str, where: str) -> Ta
   choices = {text: choice for (text,), choice in selection.choose(
       rows[rows.phase == 'transfer_selection'], ('activation',)).items()}
   return comparison_table(
-      f'The same functions in a {where}, {network(config, name).steps} steps', 'activation', REFERENCE, rows[rows.phase == 'transfer'], choices,
+      f'The same functions in a {where}, {network(config, name).steps} steps', 'activation',
+      REFERENCE, rows[rows.phase == 'transfer'], choices,
       ['Too few seeds for a rank; the claim is about one function that was chosen before.'],
       named=False)
 

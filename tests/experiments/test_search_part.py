@@ -82,7 +82,8 @@ def played(settings):
 
 def test_the_order_of_the_part():
   stages = played(config(copies=5, finalists=2, transfer_seeds=3))
-  table, measurements, *generations, steps, mixtures, hardened, rates, fresh, _, vit_rates, vit, texts, text = stages
+  (table, measurements, *generations, steps, mixtures, hardened, rates, fresh, _, vit_rates, vit,
+   texts, text) = stages
   functions = {m.tags['activation'] for m in table[0].members if m.tags['phase'] == 'table'}
   assert {'relu(x)', 'tanh(x)', 'abs(x)'} <= functions  # by their shortest texts
   assert len(table[0].members) == 3 * (len(functions) + 5)
