@@ -133,7 +133,7 @@ def claims(config: Config) -> tuple[Claim, ...]:
   """Fixed before any run. The papers' own numbers are of other networks and data: none is copied."""
   listed = json.loads((Path(__file__).parent / 'paper_values' / 'activation_search.json')
                       .read_text(encoding='utf-8'))
-  return tuple(Claim(**entry | {'rule': f'{entry["rule"]}; {PARTS[part].TESTABLE}'})
+  return tuple(Claim(**entry | {'rule': f'{entry["rule"]}; {PARTS[part].testable(entry["id"])}'})
                for part in config.parts for entry in listed[part])
 
 

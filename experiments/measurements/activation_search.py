@@ -27,11 +27,12 @@ from model_lib.search.algorithms import Algorithm
 from model_lib.search.eafo import eafo_step
 from model_lib.search.tabulated import Table
 
-RANDOM = 'random'
-ALGORITHMS = (RANDOM, 'evolution', 'reinforce', 'knn', 'gp', 'halving')
+# algorithm -> the random search that it is held against: of texts, in which functions with many
+# texts come first, or of functions; the surrogates choose among functions.
+BASELINES = {'random': '', 'uniform': '', 'evolution': 'random', 'reinforce': 'random',
+             'knn': 'uniform', 'gp': 'uniform', 'halving': 'random'}
 TOP = 0.1
-_RESAMPLES = 200
-_PERMUTATION_SEED = 20
+PERMUTED = 10  # tables of the control
 
 
 def space_of(name: str, operators: Sequence[str]) -> Space:
@@ -41,8 +42,12 @@ def space_of(name: str, operators: Sequence[str]) -> Space:
 
 
 def table_of(rows: pd.DataFrame, meta: Mapping[str, Any]) -> Table:
-  """The table of the runs of phase 'table': columns activation, seed, and losses at all steps."""
+  """The table of the runs of phase 'table': columns activation, seed, and losses at all steps.
+
+  A run that had diverged by a step has nan there.
+  """
   rows = rows[rows.phase == 'table']
+  lost = rows.diverged_step
   last = int(rows.steps.iloc[0])
   marks = sorted(int(column.rsplit('_', 1)[1]) for column in rows
                  if column.startswith('val_loss_at_') and rows[column].notna().any())
@@ -51,8 +56,13 @@ def table_of(rows: pd.DataFrame, meta: Mapping[str, Any]) -> Table:
   seeds = tuple(int(seed) for seed in dict.fromkeys(rows.seed))
 
   def measured(column: str) -> np.ndarray:
-    wide = [rows.pivot(index='activation', columns='seed', values=column + suffix)
-            .loc[list(texts), list(seeds)].to_numpy(np.float64) for suffix in suffixes]
+    wide = []
+    for suffix, step in zip(suffixes, (*marks, last), strict=True):
+      whole = rows.assign(value=rows[column + suffix].where((lost < 0) | (lost >= step)))
+      if step == last:
+        whole['value'] = whole['value'].where(lost < 0)
+      wide.append(whole.pivot(index='activation', columns='seed', values='value')
+                  .loc[list(texts), list(seeds)].to_numpy(np.float64))
     return np.stack(wide, -1)
 
   return Table(texts, seeds, (*marks, last), measured('val_loss'), measured('test_loss'),
@@ -83,7 +93,10 @@ def makers(
   """algorithm -> seed -> a search on the table."""
   change = algorithms.Mutations(space, ('change',))
   return {
-      RANDOM: lambda seed: algorithms.RandomSearch(space, table.row, seed),
+      'random': lambda seed: algorithms.RandomSearch(space, table.row, seed),
+      'uniform': lambda seed: algorithms.Exhaustive(
+          [table.candidates[i] for i in np.random.default_rng(seed).permutation(
+              len(table.candidates))]),
       'evolution': lambda seed: algorithms.Evolution(change, table.row, seed),
       'reinforce': lambda seed: algorithms.Controller(space, table.row, seed),
       'knn': lambda seed: algorithms.NearestNeighbours(table.candidates, features, seed),
@@ -93,67 +106,83 @@ def makers(
   }
 
 
-def permuted(table: Table) -> Table:
+def permuted(table: Table, seed: int) -> Table:
   """The same losses dealt out to other functions, those of every step anew.
 
   No search can be better on it than random search; one that spends steps on short runs is worse,
   since they tell nothing of the long ones.
   """
-  rng = np.random.default_rng(_PERMUTATION_SEED)
+  rng = np.random.default_rng(seed)
   orders = np.stack([rng.permutation(len(table.expressions)) for _ in table.steps], 1)[:, None]
   dealt = [np.take_along_axis(losses, orders, 0) for losses in (
       table.validation_loss, table.test_loss, table.validation_accuracy, table.test_accuracy)]
   return Table(table.expressions, table.seeds, table.steps, *dealt, dict(table.meta))
 
 
-def measure_regrets(given: Given, cohorts: Sequence[str], space: str, operators: Sequence[str],
-                    searches: int, evaluations: Sequence[int]) -> list[dict[str, Any]]:
-  """Regret of every algorithm after some budgets, on the table and on the permuted one.
+def measure_regrets(
+    given: Given, cohorts: Sequence[str], space: str, operators: Sequence[str], searches: int,
+    evaluations: Sequence[int], seed: int, baselines: Mapping[str, str], tables: int,
+) -> list[dict[str, Any]]:
+  """Regret of every algorithm after some budgets, on the table and on permuted ones.
 
   Args:
     cohorts: that trained the table.
     space, operators: of which the table is.
     searches: search seeds per algorithm.
     evaluations: budgets in full trainings, ascending.
+    seed: shifts those of the searches.
+    baselines: algorithm -> that with which it is paired, '' for none.
+    tables: of the permuted control, among which the searches are shared out.
 
   Returns:
     A row per table, algorithm and budget, with the mean regret in nats over the searches that have
-    finished a training by then, and the paired difference to random search.
+    finished a training by then, and the paired difference to the baseline. Where the function found
+    diverged on another seed, the regret is the largest finite one of all functions.
   """
   whole = table_of(given.rows(cohorts), {})
   searched = space_of(space, operators)
   with threadpoolctl.threadpool_limits(1, 'blas'):  # see measure_proxies
     features = surrogate_features(whole, proxy_task(given))
   marks = [whole.steps[-1] * n for n in evaluations]
+  first, shares = seed * searches, min(tables, searches)
+  worlds = {'trained': [(whole, first, searches)],
+            'permuted': [(permuted(whole, k), first + k * searches, searches // shares)
+                         for k in range(shares)]}
   rows = []
-  for name, table in (('trained', whole), ('permuted', permuted(whole))):
-    with threadpoolctl.threadpool_limits(1, 'blas'):
-      curves = {algorithm: tabulated.regret_curves(table, make, searches, marks)
-                for algorithm, make in makers(table, searched, features).items()}
-    bound = tabulated.exhaustive_regret(table)
-    for place, count in enumerate(evaluations):
-      paired = {algorithm: statistics.paired_difference(*_both(curves, algorithm, place))
-                for algorithm in ALGORITHMS if algorithm != RANDOM}
+  for name, parts in worlds.items():
+    found: dict[str, list[np.ndarray]] = {algorithm: [] for algorithm in baselines}
+    bounds = []
+    for table, start, count in parts:
+      made = makers(table, searched, features)
+      worst = max(np.max(r[np.isfinite(r)]) for r in map(table.regrets, range(len(table.seeds))))
+      with threadpoolctl.threadpool_limits(1, 'blas'):
+        for algorithm in baselines:
+          curves = tabulated.regret_curves(
+              table, lambda i, make=made[algorithm], start=start: make(start + i), count, marks)
+          found[algorithm].append(np.where(np.isinf(curves), worst, curves))
+      bounds.append(float(tabulated.exhaustive_regret(table).mean()))
+    regrets = {algorithm: np.concatenate(curves) for algorithm, curves in found.items()}
+    for place, trainings in enumerate(evaluations):
+      paired = {}
+      for algorithm, baseline in baselines.items():
+        if baseline:
+          own, random = regrets[algorithm][:, place], regrets[baseline][:, place]
+          both = ~np.isnan(own) & ~np.isnan(random)
+          paired[algorithm] = statistics.paired_difference(own[both], random[both])
       p = dict(zip(paired, statistics.holm([one.p for one in paired.values()]), strict=True))
-      for algorithm in ALGORITHMS:
-        regret = curves[algorithm][:, place]
-        mean = statistics.mean_interval(regret[np.isfinite(regret)])
+      for algorithm, baseline in baselines.items():
+        regret = regrets[algorithm][:, place]
+        mean = statistics.mean_interval(regret[~np.isnan(regret)])
         row = {'part': 'search', 'phase': 'regret', 'table': name, 'algorithm': algorithm,
-               'evaluations': count, 'regret': mean.mean, 'regret_low': mean.low,
-               'regret_high': mean.high, 'searches': mean.n, 'bound': float(bound.mean())}
-        if algorithm in paired:
+               'evaluations': trainings, 'regret': mean.mean, 'regret_low': mean.low,
+               'regret_high': mean.high, 'searches': mean.n, 'bound': float(np.mean(bounds)),
+               'baseline': baseline}
+        if baseline:
           one = paired[algorithm]
           row |= {'difference': one.mean, 'difference_low': one.low, 'difference_high': one.high,
                   'p': float(p[algorithm]), 'pairs': one.n}
         rows.append(row)
   return rows
-
-
-def _both(curves: Mapping[str, np.ndarray], algorithm: str, place: int):
-  """Regrets of an algorithm and of random search where both have finished a training."""
-  own, random = curves[algorithm][:, place], curves[RANDOM][:, place]
-  both = np.isfinite(own) & np.isfinite(random)
-  return own[both], random[both]
 
 
 def measure_proxies(given: Given, cohorts: Sequence[str]) -> list[dict[str, Any]]:
@@ -187,7 +216,7 @@ def measure_proxies(given: Given, cohorts: Sequence[str]) -> list[dict[str, Any]
     loss = losses.mean(1)
     known = np.isfinite(value) & np.isfinite(loss)
     best = known & (loss <= np.quantile(loss[known], TOP))
-    tau, low, high = _tau(-sign * value[known], loss[known])
+    tau, low, high = statistics.kendall_interval(-sign * value[known], loss[known])
     rows.append({'part': 'search', 'phase': 'proxy', 'proxy': name, 'expected': sign, 'tau': tau,
                  'tau_low': low, 'tau_high': high,
                  'tau_top': float(stats.kendalltau(-sign * value[best], loss[best]).statistic),
@@ -283,14 +312,3 @@ def _entropies(expression: Expression) -> tuple[float, float]:
   except UserError:  # a range of too many bins: no number for this one
     return np.nan, np.nan
   return found.primary, found.monotone.raw
-
-
-def _tau(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-  """Kendall's tau-b with a 95 % percentile interval over resampled functions."""
-  rng = np.random.default_rng(0)
-  resampled = []
-  for _ in range(_RESAMPLES):
-    chosen = rng.integers(len(a), size=len(a))
-    resampled.append(stats.kendalltau(a[chosen], b[chosen]).statistic)
-  low, high = np.quantile(resampled, [0.025, 0.975])
-  return float(stats.kendalltau(a, b).statistic), float(low), float(high)

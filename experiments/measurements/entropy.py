@@ -6,32 +6,27 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from launch.study import Given
 
 CONVENTIONS = ('primary', 'plug_in_raw', 'plug_in_rms', 'plug_in_fine_var', 'mixed_var',
                'monotone_raw', 'monotone_var')
-_RESAMPLES = 500
 _EXAMPLES = 512
 
 
 def measure_criterion(given: Given, activations: Sequence[str]) -> list[dict[str, Any]]:
   """Entropies of every activation under N(0, 1) in all conventions."""
-  from model_lib.analysis.entropy_ranking import criteria
+  from model_lib.analysis.entropy_ranking import criterion
+  from model_lib.errors import UserError
   del given
-  return [{'part': 'eafo', 'phase': 'criterion', **row} for row in criteria(activations)]
-
-
-def resampled_tau(entropy: np.ndarray, loss: np.ndarray) -> tuple[float, float, float]:
-  """Kendall's tau-b with a 95 % percentile interval over resampled activations."""
-  rng = np.random.default_rng(0)
-  found = []
-  for _ in range(_RESAMPLES):
-    chosen = rng.integers(len(loss), size=len(loss))
-    found.append(stats.kendalltau(entropy[chosen], loss[chosen]).statistic)
-  low, high = np.nanquantile(found, [0.025, 0.975])
-  return float(stats.kendalltau(entropy, loss).statistic), float(low), float(high)
+  rows = []
+  for activation in activations:
+    try:
+      rows.append({'part': 'eafo', 'phase': 'criterion', 'activation': activation,
+                   **criterion(activation).row()})
+    except UserError:  # a range of too many bins: this one is not ranked
+      continue
+  return rows
 
 
 def measure_learned(given: Given, cohorts: Sequence[str], recorded: int) -> list[dict[str, Any]]:
@@ -51,7 +46,8 @@ def measure_learned(given: Given, cohorts: Sequence[str], recorded: int) -> list
   for name in cohorts:
     trained = given.trained(name)
     inputs = ((data.inputs - trained.task['mean']) / trained.task['std']).astype(np.float32)
-    layers = sorted(key for key in trained.variables['params'] if key.startswith('activation_'))
+    layers = sorted((key for key in trained.variables['params'] if key.startswith('activation_')),
+                    key=lambda key: int(key.rsplit('_', 1)[1]))
     for place, row in enumerate(trained.rows):
       if row['diverged_step'] >= 0:
         continue

@@ -21,6 +21,7 @@ from model_lib.errors import UserError
 from model_lib.training.cohort import Cohort, Member, ModelSpec
 
 if TYPE_CHECKING:
+  from model_lib.search import Expression
   from model_lib.search.algorithms import Algorithm
 
 PART, TEXT = 'search', 'text'
@@ -32,7 +33,8 @@ PHASES = {  # those of another number have other seeds
     'fresh': 2, 'transfer': 2}
 MOST_SEEDS, MOST_COPIES = 5003, 1009  # that `member` keeps apart
 TEMPERATURES = (0.03, 0.1)  # of the relaxation's softmax
-PROGRAM = 'bytecode(length=24, parameters=3)'
+MOST_SCALARS = 3
+PROGRAM = f'bytecode(length=24, parameters={MOST_SCALARS})'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Search:
   gpt_steps: int = field(300, 'Optimizer steps of the language model.', low=1)
   gpt_batch_size: int = field(16, 'Windows of 32 bytes per step.', low=1)
   finalists: int = field(8, 'Functions of the table that are run with fresh seeds.', low=1)
-  selection_seeds: int = field(3, "Seeds for the choice of a finalist's learning rate.", low=1)
+  selection_seeds: int = field(3, "Seeds for the choice of a finalist's learning rate.", low=1,
+                               high=5000)
   fresh_seeds: int = field(32, 'Fresh seeds per finalist.', low=2, high=5000)
 
 
@@ -110,7 +113,7 @@ def member(config: Any, phase: str, text: str, number: int, factor: float = 1.0,
           'lr_factor': factor, 'learning_rate': rate, 'seed': number, 'split': split, 'labels': 0}
   hp = {'learning_rate': rate}
   if named:
-    hp |= {'candidate': text, 'init_gain': gain(text)}
+    hp |= {'candidate': text, 'init_gain': gain(text) if config.init_gain else math.sqrt(2.0)}
   if 'temperature' in tags:
     hp['temperature'] = tags['temperature']
   return Member(tags, seed, seed, split, hp)
@@ -204,17 +207,28 @@ def best_of(rows: pd.DataFrame) -> str | None:
 def finalists(config: Any, rows: pd.DataFrame) -> list[str]:
   """The functions with the lowest mean validation loss over the table's seeds.
 
-  Of functions that are one up to a f(+-x) + b only the best: the layers around absorb that.
+  Of equal `key`s only the best; none that is the reference or known beside it.
   """
-  from model_lib.search import Fingerprints, parse
-  prints, found = Fingerprints(), {}
-  table = rows[rows.phase == 'table']
-  worst = table.groupby('activation', sort=False).val_loss.agg(
-      lambda losses: losses.mean() if losses.notna().all() else math.inf)
+  found: dict[bytes, str] = {}
+  worst = _mean_losses(rows[rows.phase == 'table'], 'activation')
+  known = {key(text) for text in (REFERENCE, *BESIDE)}
   for text in worst.sort_values(kind='stable').index:
-    if len(found) < config.search.finalists:
-      found.setdefault(prints.affine(parse(text)), text)
+    if len(found) < config.search.finalists and key(text) not in known:
+      found.setdefault(key(text), text)
   return list(found.values())
+
+
+@functools.lru_cache(maxsize=None)
+def key(text: str) -> bytes:
+  """Equal for functions that are one up to a f(+-x) + b, which the layers around absorb."""
+  from model_lib.search import Fingerprints, parse
+  return Fingerprints().affine(parse(text))
+
+
+def _mean_losses(rows: pd.DataFrame, column: str) -> pd.Series:
+  """Mean validation loss by a column, over all seeds; infinity where one diverged."""
+  losses = rows.val_loss.where(rows.diverged_step < 0, math.inf)
+  return losses.groupby(rows[column], sort=False).mean()
 
 
 def cohorts(config: Any):
@@ -234,10 +248,17 @@ def cohorts(config: Any):
                   seconds=0.05 * len(texts)),
       Measurement('search-regrets', measured.measure_regrets,
                   {'cohorts': names, 'space': s.space, 'operators': list(s.operators),
-                   'searches': s.searches, 'evaluations': list(s.evaluations)},
+                   'searches': s.searches, 'evaluations': list(s.evaluations),
+                   'seed': config.seed, 'baselines': measured.BASELINES,
+                   'tables': measured.PERMUTED},
                   seconds=0.5 * s.searches)]
 
-  space, everywhere = get_space(s.live_space), FunctionKeys()
+  space, keys = get_space(s.live_space), FunctionKeys()
+
+  def everywhere(expression: Expression):
+    # Other spaces than PANGAEA's sample more scalars than a program holds.
+    return keys(expression) if expression.n_parameters <= MOST_SCALARS else None
+
   winners = [
       (yield from live(config, 'evolution', Evolution(
           Mutations(space), everywhere, config.seed, population=s.live_batch))),
@@ -253,12 +274,14 @@ def cohorts(config: Any):
     winners.append(best_of(stepped))
   winners.append((yield from relaxed(config)))
   chosen = finalists(config, rows)
-  winners = [winner for winner in winners if winner]
-  arms = list(dict.fromkeys([REFERENCE, *BESIDE, *chosen, *winners]))
-  # The copies of ReLU that look best, as many as there are finalists, are run again as well: what
-  # they lose from the table to fresh seeds is the winner's curse.
-  lucky = (rows[rows.phase == 'copies'].groupby('copy').val_loss.mean().sort_values(kind='stable')
-           .index[:s.finalists])
+  by_key: dict[bytes, str] = {}
+  for text in (REFERENCE, *BESIDE, *chosen, *(winner for winner in winners if winner)):
+    by_key.setdefault(key(text), text)
+  arms = list(by_key.values())
+  # The copies of ReLU that look best, as many as there are other functions, are run again as well:
+  # what they lose from the table to fresh seeds is the winner's curse.
+  lucky = _mean_losses(rows[rows.phase == 'copies'], 'copy').sort_values(kind='stable').index[
+      :len(arms) - 1]
   runs = [(text, 0) for text in arms] + [(REFERENCE, int(copy)) for copy in lucky]
 
   def rate_cohorts(name: str, factors) -> list[Cohort]:
@@ -315,24 +338,31 @@ def transfer(config: Any, name: str, arms: list[str]):
   where = network(config, name)
 
   def cohorts_of(stage: str, runs) -> list[Cohort]:
-    """runs: (text, factor, number) of each run."""
+    """runs: (text, copy, factor, number) of each run."""
     phase = 'transfer' if stage == 'fresh' else 'transfer_selection'
     return by_program(config, f'{name}-{stage}', [
-        member(config, phase, text, number, factor, within=name) for text, factor, number in runs],
+        member(config, phase, text, number, factor, copy, within=name)
+        for text, copy, factor, number in runs],
         where.steps, where.batch_size, name, where.data)
 
   seeds = range(config.vit.selection_seeds)
+  pairs = [(text, 0) for text in arms] + [(REFERENCE, 1)]  # one copy of ReLU as the null
   rates = yield cohorts_of('select', [
-      (text, factor, number) for text in arms for factor in config.rate_factors for number in seeds])
-  choices = selection.choose(rates, ('activation',))
+      (*pair, factor, number) for pair in pairs for factor in config.rate_factors
+      for number in seeds])
+  choices = selection.choose(rates, ('activation', 'copy'))
   wider = cohorts_of('widen', [
-      (text, factor, number) for text in arms
-      for factor in selection.beyond(choices[text,], config.rate_factors) for number in seeds])
+      (*pair, factor, number) for pair in pairs
+      for factor in selection.beyond(choices[pair], config.rate_factors) for number in seeds])
   if wider:
-    choices = selection.choose(pd.concat([rates, (yield wider)]), ('activation',))
-  yield cohorts_of('fresh', [
-      (text, config.rate_factors[0] if math.isnan(choices[text,].factor) else choices[text,].factor,
-       number) for text in arms for number in range(config.search.transfer_seeds)])
+    choices = selection.choose(pd.concat([rates, (yield wider)]), ('activation', 'copy'))
+
+  def factor_of(pair: tuple[str, int]) -> float:
+    found = choices[pair].factor
+    return config.rate_factors[0] if math.isnan(found) else found
+
+  yield cohorts_of('fresh', [(*pair, factor_of(pair), number) for pair in pairs
+                             for number in range(config.search.transfer_seeds)])
 
 
 def check(config: Any) -> None:

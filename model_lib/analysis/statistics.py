@@ -234,6 +234,24 @@ def binomial_interval(n: int, p: float, level: float = 0.95) -> tuple[float, flo
   return float(low) / n, float(high) / n
 
 
+def kendall_interval(
+    a: Sequence[float], b: Sequence[float], resamples: int = 500, seed: int = 0,
+) -> tuple[float, float, float]:
+  """Kendall's tau-b of two scores of the same items: (tau, low, high).
+
+  The interval is the 95 % percentile one over items that are drawn with replacement, from numpy's
+  default generator under the seed; draws in which a score is constant are left out.
+  """
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  rng = np.random.default_rng(seed)
+  found = []
+  for _ in range(resamples):
+    chosen = rng.integers(len(a), size=len(a))
+    found.append(scipy.stats.kendalltau(a[chosen], b[chosen]).statistic)
+  low, high = np.nanquantile(found, [0.025, 0.975])
+  return float(scipy.stats.kendalltau(a, b).statistic), float(low), float(high)
+
+
 def split_half_tau(scores: Sequence[Sequence[float]], splits: int = 200, seed: int = 0) -> float:
   """Mean Kendall tau-b between the item means of two halves of the seeds.
 

@@ -23,7 +23,7 @@ def config(**changes):
 
 
 def made_up(slope: float = 1.0, epsilon: float = 0.05, change: float = -0.02, noise: float = 0.01,
-            seeds: int = SEEDS, names=NAMES) -> pd.DataFrame:
+            seeds: int = SEEDS, names=NAMES, bump: int = 0, pull: float = 0.0) -> pd.DataFrame:
   """Rows in which the loss grows with the entropy by `slope`, and so on."""
   rng = np.random.default_rng(0)
   rows = []
@@ -36,11 +36,11 @@ def made_up(slope: float = 1.0, epsilon: float = 0.05, change: float = -0.02, no
                 'diverged_step': -1, 'val_loss': factor,
                 'test_loss': 2 + factor + slope * i / len(names) + noise * rng.normal()}
                for seed in range(4)]
-  for arm, sign in (('crrelu', 1), ('bump', 0)):
+  for arm, sign in (('crrelu', 1), ('bump', bump)):
     for start in eafo.STARTS:
       for seed in range(seeds):
         rows += [{'phase': 'learned', 'arm': arm, 'start': start, 'seed': seed, 'layer': layer,
-                  'epsilon': sign * epsilon + 0.01 * rng.normal(), 'entropy': 1.0,
+                  'epsilon': sign * epsilon + pull * start + 0.01 * rng.normal(), 'entropy': 1.0,
                   'entropy_change': sign * change + 0.002 * rng.normal()}
                  for layer in ('activation_0', 'activation_1')]
         rows.append({'phase': 'sign', 'arm': arm, 'start': start, 'seed': seed, 'test_loss': 0.1})
@@ -57,6 +57,9 @@ def test_what_the_paper_claims_is_found_where_it_holds():
   assert verdicts(made_up()) == [REPRODUCED] * 3
   assert verdicts(made_up(slope=-1, epsilon=-0.05, change=0.02)) == [NOT_REPRODUCED] * 3
   assert verdicts(made_up(slope=0, epsilon=0, change=0))[1:] == [NOT_REPRODUCED] * 2
+  # The start decides the sign; any odd function lowers the entropy as much.
+  assert verdicts(made_up(pull=20))[1] == NOT_REPRODUCED
+  assert verdicts(made_up(bump=1))[2] == NOT_REPRODUCED
 
 
 def test_a_tau_is_that_of_the_best_rate_and_the_paper_s_sign():

@@ -218,3 +218,15 @@ def test_a_geometric_interval_is_that_of_the_logarithms():
   assert s.geometric_interval([]).n == 0 and math.isnan(s.geometric_interval([1, -1]).mean)
   assert s.geometric_interval([3.0]).mean == pytest.approx(3) and math.isnan(
     s.geometric_interval([3.0]).low)
+
+
+def test_kendall_interval():
+  rng = np.random.default_rng(3)
+  a = rng.normal(size=60)
+  b, unrelated = a + rng.normal(size=60), rng.normal(size=60)
+  assert s.kendall_interval(a, 2 * a + 1) == (1, 1, 1)
+  tau, low, high = s.kendall_interval(a, b)
+  assert tau == stats.kendalltau(a, b).statistic and 0 < low < tau < high < 1
+  assert s.kendall_interval(a, -b)[0] == -tau
+  tau, low, high = s.kendall_interval(a, unrelated)
+  assert low < 0 < high
