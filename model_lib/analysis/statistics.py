@@ -240,9 +240,12 @@ def kendall_interval(
   """Kendall's tau-b of two scores of the same items: (tau, low, high).
 
   The interval is the 95 % percentile one over items that are drawn with replacement, from numpy's
-  default generator under the seed; draws in which a score is constant are left out.
+  default generator under the seed; draws in which a score is constant are left out. nan where a
+  score is constant.
   """
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  if len(a) < 2 or not np.ptp(a) or not np.ptp(b):
+    return math.nan, math.nan, math.nan
   rng = np.random.default_rng(seed)
   found = []
   for _ in range(resamples):
