@@ -307,7 +307,8 @@ def measure_hardened(given: Given, cohort: str, space: str, most: int) -> list[d
 def _entropies(expression: Expression) -> tuple[float, float]:
   """EAFO's criterion under N(0, 1): the primary entropy, and the paper's H(U) + E log |f'|."""
   try:
-    found = entropies(expression, breaks=engines.kinks(expression))
+    with np.errstate(all='ignore'):  # wild functions
+      found = entropies(expression, breaks=engines.kinks(expression))
   except UserError:  # a range of too many bins: no number for this one
     return np.nan, np.nan
   return found.primary, found.monotone.raw
