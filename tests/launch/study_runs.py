@@ -246,6 +246,8 @@ def finals(workdir: Path) -> dict[str, str]:
   from model_lib.training.final import load_final
   found = {}
   for cohort in sorted(finished(workdir)):
+    if records.read_finished(Workdir(workdir), cohort)['model'] is None:
+      continue  # a measurement, which trains nothing
     final = load_final(workdir / 'checkpoints' / cohort / 'final', None)
     for path, array in leaves(final):
       digest = hashlib.sha256(array.tobytes()).hexdigest()
