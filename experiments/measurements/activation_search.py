@@ -7,7 +7,9 @@ trained every function of the space, as a `model_lib.search.tabulated.Table`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import itertools
+import math
 import time
 from typing import Any
 
@@ -105,6 +107,16 @@ def makers(
   }
 
 
+def capped(table: Table, guess: float) -> Table:
+  """Test losses of at most `guess`, for diverged runs too.
+
+  What is worse than guessing is of no use, however much worse: a few functions reach 1e34 nats on
+  other images, and would alone decide a mean.
+  """
+  loss = np.where(np.isfinite(table.test_loss), np.minimum(table.test_loss, guess), guess)
+  return dataclasses.replace(table, test_loss=loss)
+
+
 def permuted(table: Table, seed: int) -> Table:
   """The same losses dealt out to other functions, those of every step anew.
 
@@ -135,10 +147,10 @@ def measure_regrets(
 
   Returns:
     A row per table, algorithm and budget, with the mean regret in nats over the searches that have
-    finished a training by then, and the paired difference to the baseline. Where the function found
-    diverged on another seed, the regret is the largest finite one of all functions.
+    finished a training by then, and the paired difference to the baseline. Test losses count up
+    to that of guessing, ln(classes).
   """
-  whole = table_of(given.rows(cohorts), {})
+  whole = capped(table_of(given.rows(cohorts), {}), math.log(given.data.dataset.num_classes))
   searched = space_of(space, operators)
   with threadpoolctl.threadpool_limits(1, 'blas'):  # see measure_proxies
     features = surrogate_features(whole, proxy_task(given))
@@ -153,12 +165,10 @@ def measure_regrets(
     bounds = []
     for table, start, count in parts:
       made = makers(table, searched, features)
-      worst = max(np.max(r[np.isfinite(r)]) for r in map(table.regrets, range(len(table.seeds))))
       with threadpoolctl.threadpool_limits(1, 'blas'):
         for algorithm in baselines:
-          curves = tabulated.regret_curves(
-              table, lambda i, make=made[algorithm], start=start: make(start + i), count, marks)
-          found[algorithm].append(np.where(np.isinf(curves), worst, curves))
+          found[algorithm].append(tabulated.regret_curves(
+              table, lambda i, make=made[algorithm], start=start: make(start + i), count, marks))
       bounds.append(float(tabulated.exhaustive_regret(table).mean()))
     regrets = {algorithm: np.concatenate(curves) for algorithm, curves in found.items()}
     for place, trainings in enumerate(evaluations):

@@ -60,7 +60,8 @@ def searches_table(rows: pd.DataFrame, dataset: str) -> Table:
           Column('bound', 'exhaustive', 'nats', fixed(4))),
       found,
       ['Regret: mean test loss, over the seeds that the search does not see, of the function with '
-       'the lowest validation loss on the seed that it sees, minus the lowest such mean of all.',
+       'the lowest validation loss on the seed that it sees, minus the lowest such mean of all. Test '
+       'losses count up to that of guessing.',
        'Intervals: over search seeds, for this table. Baselines: random draws texts, so that '
        'functions with many texts come first; uniform draws functions, as the surrogates do. '
        'Difference: paired with the baseline of the same seed; p: Holm-corrected over the algorithms. '

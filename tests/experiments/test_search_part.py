@@ -51,6 +51,16 @@ def test_the_table_holds_every_number_in_its_place(tmp_path):
   assert Table.read(tmp_path / 'table.npz').meta == {'a': 1}
 
 
+def test_what_is_worse_than_guessing_counts_as_guessing():
+  rows = table_rows()
+  rows.loc[0, 'test_loss'], rows.loc[1, 'diverged_step'] = 1e34, 5
+  rows.loc[2, 'test_loss'] = 0.9
+  table = measured.capped(measured.table_of(rows, {}), 0.8)
+  lost = [table.test_loss[table.expressions.index(rows.activation[i]), 0, -1] for i in range(3)]
+  assert lost == [0.8, 0.8, 0.8] and table.test_loss.min() < 0.1
+  assert np.isfinite(table.regrets(1)).all() and table.regrets(1).max() <= 0.8
+
+
 def test_permuted_losses_are_the_same_numbers_at_other_functions():
   table = measured.table_of(table_rows(), {})
   other = measured.permuted(table, 0)
