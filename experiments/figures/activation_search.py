@@ -247,14 +247,13 @@ def entropy_against_loss(entropy: pd.Series, loss: pd.Series) -> Figure:
   with plotting.style():
     figure = plotting.new_figure(5.6, 4.0)
     axes = figure.subplots()
-    axes.scatter(inside.entropy, inside.loss, s=12, color=plotting.BLUE)
+    axes.plot(inside.entropy, inside.loss, 'o', markersize=3.5, color=plotting.BLUE)
     above = both[both.loss > top]
-    axes.scatter(above.entropy, [top] * len(above), s=18, marker='^', color=plotting.GREY,
-                 label=f'{len(above)} above', clip_on=False)
+    axes.plot(above.entropy, [top] * len(above), '^', markersize=4, color=plotting.GREY,
+              label=f'{len(above)} above', clip_on=False)
     for name in HIGHLIGHT:
       if name in inside.index:
         axes.annotate(name, inside.loc[name], xytext=(4, 3), textcoords='offset points', fontsize=8)
-    axes.set_yscale('log')
     plotting.plain_log_axis(axes)
     axes.set_xlabel('entropy of f / sd f under N(0, 1), bins of 0.1 (nats)')
     axes.set_ylabel('test log-loss (nats)')
