@@ -165,7 +165,7 @@ def read_results(workdir: Workdir) -> pd.DataFrame:
   path = results_path(workdir)
   with atomic.as_user_error(path, 'read'):
     try:
-      frame = pd.read_csv(path)
+      frame = pd.read_csv(path, low_memory=False)  # columns of one part are empty in another
     # pandas' parser errors are ValueErrors; the others tell of a damaged .gz
     except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
       raise UserError(f'{path} is damaged: {" ".join(str(error).split())}') from error
