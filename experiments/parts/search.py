@@ -249,8 +249,8 @@ def finalist_outcomes(rows: pd.DataFrame, entropy: float) -> dict[str, Outcome]:
 
 def _problem(rows: pd.DataFrame, phase: str, name: str, loss: float, entropy: float) -> str:
   """Why nothing can be said about functions in a network, or ''."""
-  choices = selection.choose(rows[(rows.phase == phase) & (rows.model == name)],
-                             ('activation', 'copy'))
+  own = rows[(rows.phase == phase) & (rows.model == name) & (rows['copy'] == 0)]
+  choices = selection.choose(own, ('activation',))
   share = selection.share_at_edge(choices)
   if share > MAX_EDGE_SHARE:
     return f'{share:.0%} of the functions choose the edge of the learning rates'

@@ -121,7 +121,7 @@ def eager(candidates: Sequence[Candidate], data: Path, steps: int) -> float:
   import torch
 
   from model_lib.search import parse
-  torch.set_num_threads(1)  # of two processes: faster than one with two threads on these shapes
+  torch.set_num_threads(1)  # of two processes, one per core
   file = np.load(data)
   start = time.perf_counter()
   inputs = (file['images'].reshape(len(file['images']), -1) - file['mean']) / file['std']

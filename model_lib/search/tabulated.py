@@ -173,9 +173,10 @@ def search_curve(
   """Regret of one search's incumbent after each budget.
 
   The search sees the validation loss of one seed. The incumbent is the function with the lowest
-  one at the last steps; its regret is in the test loss of the other seeds (`Table.regrets`), so
-  what was lucky on the seed seen gains nothing. A query costs its steps; one for more steps than
-  the function had before goes on from there and costs the difference.
+  one at the last steps; its regret is in the test loss of the other seeds (`Table.regrets`), so a
+  run that was lucky gains nothing (images that both seeds' splits share still do). A query costs
+  its steps; one for more steps than the function had before goes on from there and costs the
+  difference.
 
   Args:
     table: of which every query's function must be a row.

@@ -145,7 +145,7 @@ def test_learnable_finalists_run_as_programs():
           assert not programs[cohort.name].startswith('table')
 
 
-def made_up(gain: float = 0.02, best: float = -0.05, control: float = 0.0, edge: bool = False,
+def made_up(gain: float = 0.02, best: float = -0.05, control: float = 0.0, edge: str = '',
             searches: int = 100, seeds: int = 20, transferred: float = -0.1,
             level: float = 0.4, mlp_level: float = 0.2) -> pd.DataFrame:
   """Rows of every phase: algorithms better by `gain`, a finalist by -`best`."""
@@ -163,7 +163,8 @@ def made_up(gain: float = 0.02, best: float = -0.05, control: float = 0.0, edge:
   for text, copy in arms:
     for factor in (1 / 3, 1.0, 3.0):
       rows += [{'phase': phase, 'model': model, 'activation': text, 'copy': copy,
-                'lr_factor': factor, 'val_loss': -factor if edge else abs(factor - 1),
+                'lr_factor': factor,
+                'val_loss': -factor if edge == 'all' or edge and copy else abs(factor - 1),
                 'diverged_step': -1}
                for phase, model in (('selection', 'mlp'), ('transfer_selection', 'vit'),
                                     ('transfer_selection', 'gpt'))]
@@ -188,7 +189,8 @@ def made_up(gain: float = 0.02, best: float = -0.05, control: float = 0.0, edge:
     ({'control': 0.02}, NOT_TESTABLE, REPRODUCED),
     ({'control': -0.02}, REPRODUCED, REPRODUCED),
     ({'searches': 29, 'seeds': 15}, NOT_TESTABLE, NOT_TESTABLE),
-    ({'edge': True}, REPRODUCED, NOT_TESTABLE),
+    ({'edge': 'all'}, REPRODUCED, NOT_TESTABLE),
+    ({'edge': 'copies'}, REPRODUCED, REPRODUCED),  # copies of ReLU are no functions of their own
     ({'mlp_level': 2.2}, REPRODUCED, NOT_TESTABLE),
 ])
 def test_verdicts(world, of_searches, of_finalist):
@@ -203,7 +205,7 @@ def test_verdicts(world, of_searches, of_finalist):
 @pytest.mark.parametrize('world, verdict', [
     ({}, REPRODUCED), ({'transferred': 0.1}, NOT_REPRODUCED), ({'transferred': 0.0}, NOT_REPRODUCED),
     ({'transferred': -0.015}, NOT_REPRODUCED),  # less than a copy of ReLU differs by
-    ({'level': 2.1}, NOT_TESTABLE), ({'seeds': 7}, NOT_TESTABLE), ({'edge': True}, NOT_TESTABLE)])
+    ({'level': 2.1}, NOT_TESTABLE), ({'seeds': 7}, NOT_TESTABLE), ({'edge': 'all'}, NOT_TESTABLE)])
 def test_transfer(world, verdict):
   found = search.outcomes(made_up(**world), (0.1,) * 10)
   assert found['finalist_transfers'].verdict == verdict
