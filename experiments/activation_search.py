@@ -25,9 +25,9 @@ Proxies that need no training are held against the losses by Kendall's tau, in t
 before. Live searches train what they ask for, of one number of training steps: evolution with
 PANGAEA's mutations and learnable parameters, random search in its space, EAFO's steps from known
 functions, and a differentiable relaxation of the table's space. The best functions of the table,
-the live winners and the luckiest of many copies of ReLU choose their learning rates and run again
-with fresh seeds (what the copies lose is the winner's curse), then in the vision transformer and in
-a small language model of bytes.
+the live winners and the luckiest of many copies of ReLU choose their learning rates, up to three
+steps beyond the edge, and run again with fresh seeds (what the copies lose is the winner's curse),
+then in the vision transformer and in a small language model of bytes.
 
 eafo: Sun et al. 2024 (arXiv:2405.12954) take a lower entropy of the activated distribution for
 better, and correct ReLU by epsilon x e^(-x^2/2). The catalogue's fixed pointwise functions are

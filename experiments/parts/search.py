@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.parts.search_cohorts import (
-    BESIDE, PART, REFERENCE, best_of, check, cohorts, key, network)
+    BESIDE, MOST_WIDENINGS, PART, REFERENCE, best_of, check, cohorts, key, network)
 from launch.study import Report, Run
 from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Outcome
 from launch.study.comparison import comparison_table, ranking
@@ -25,7 +25,8 @@ ON_SEARCHES = (f'not testable below {MIN_SEARCHES} searches, or where the algori
                'baseline on the permuted losses, by the same rule')
 ON_FUNCTIONS = (f'not testable below {MIN_SEEDS} fresh seeds ({MIN_TRANSFER} in the other networks), '
                 f"when ReLU's test log-loss is not {LEARNED} nats below the labels' entropy, or when "
-                f'over {MAX_EDGE_SHARE:.0%} of the functions choose the edge of the learning rates')
+                f'over {MAX_EDGE_SHARE:.0%} of the functions choose the edge of the learning rates, '
+                f'{MOST_WIDENINGS} steps beyond the first ones')
 
 
 def testable(claim: str) -> str:
@@ -34,7 +35,7 @@ def testable(claim: str) -> str:
 
 
 def searches_table(rows: pd.DataFrame, dataset: str) -> Table:
-  """Regret after each budget, trained and permuted, random search first."""
+  """Regret after each budget, the largest first, trained and permuted, random search first."""
   from experiments.measurements import activation_search as measured
   found = []
   for (table, algorithm), group in rows[rows.phase == 'regret'].groupby(
@@ -47,6 +48,7 @@ def searches_table(rows: pd.DataFrame, dataset: str) -> Table:
           'difference': _number(row.difference),
           'difference_interval': _pair(row.difference_low, row.difference_high),
           'p': _number(row.p), 'searches': int(row.searches), 'bound': row.bound})
+  found.sort(key=lambda row: (row['table'] != 'trained', -row['evaluations']))
   return Table(
       f'Searches on the table of {dataset}', (
           Column('table', 'losses', right=False), Column('algorithm', 'algorithm', right=False),

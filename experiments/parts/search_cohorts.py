@@ -34,6 +34,7 @@ PHASES = {  # those of another number have other seeds
 MOST_SEEDS, MOST_COPIES = 5003, 1009  # that `member` keeps apart
 TEMPERATURES = (0.03, 0.1)  # of the relaxation's softmax
 MOST_SCALARS = 3
+MOST_WIDENINGS = 3  # steps beyond the edge of the learning rates
 PROGRAM = f'bytecode(length=24, parameters={MOST_SCALARS})'
 
 
@@ -284,28 +285,17 @@ def cohorts(config: Any):
       :len(arms) - 1]
   runs = [(text, 0) for text in arms] + [(REFERENCE, int(copy)) for copy in lucky]
 
-  def rate_cohorts(name: str, factors) -> list[Cohort]:
-    return by_program(config, name, [
+  def rate_cohorts(stage: str, factors) -> list[Cohort]:
+    return by_program(config, stage, [
         member(config, 'selection', text, seed, factor, copy) for text, copy in runs
         for factor in factors(text, copy) for seed in range(s.selection_seeds)],
         s.steps, s.batch_size)
 
-  rates = yield rate_cohorts('select', lambda text, copy: config.rate_factors)
-  choices = selection.choose(rates, ('activation', 'copy'))
-  wider = rate_cohorts('widen', lambda text, copy: selection.beyond(
-      choices[text, copy], config.rate_factors))
-  if wider:
-    rates = pd.concat([rates, (yield wider)])
-    choices = selection.choose(rates, ('activation', 'copy'))
-
-  def factor(text: str, copy: int) -> float:
-    found = choices[text, copy].factor
-    return config.rate_factors[0] if math.isnan(found) else found
-
+  factor = yield from chosen_factors(config, rate_cohorts)
   # With the real expression, whose time counts, in place of its table.
   reference = (REFERENCE, model(config, f'expression({REFERENCE})'))
   yield [Cohort(f'search-fresh-{i}', model(config, f'expression({text})'),
-                tuple(member(config, 'fresh', text, number, factor(text, copy), copy, named=False)
+                tuple(member(config, 'fresh', text, number, factor[text, copy], copy, named=False)
                       for own, copy in runs if own == text for number in range(s.fresh_seeds)),
                 s.steps, s.batch_size, time_by='activation', time_reference=reference)
          for i, text in enumerate(arms)]
@@ -347,22 +337,33 @@ def transfer(config: Any, name: str, arms: list[str]):
 
   seeds = range(config.vit.selection_seeds)
   pairs = [(text, 0) for text in arms] + [(REFERENCE, 1)]  # one copy of ReLU as the null
-  rates = yield cohorts_of('select', [
-      (*pair, factor, number) for pair in pairs for factor in config.rate_factors
-      for number in seeds])
-  choices = selection.choose(rates, ('activation', 'copy'))
-  wider = cohorts_of('widen', [
-      (*pair, factor, number) for pair in pairs
-      for factor in selection.beyond(choices[pair], config.rate_factors) for number in seeds])
-  if wider:
-    choices = selection.choose(pd.concat([rates, (yield wider)]), ('activation', 'copy'))
-
-  def factor_of(pair: tuple[str, int]) -> float:
-    found = choices[pair].factor
-    return config.rate_factors[0] if math.isnan(found) else found
-
-  yield cohorts_of('fresh', [(*pair, factor_of(pair), number) for pair in pairs
+  factor = yield from chosen_factors(config, lambda stage, factors: cohorts_of(stage, [
+      (*pair, factor, number) for pair in pairs for factor in factors(*pair) for number in seeds]))
+  yield cohorts_of('fresh', [(*pair, factor[pair], number) for pair in pairs
                              for number in range(config.search.transfer_seeds)])
+
+
+def chosen_factors(config: Any, cohorts_of):
+  """Trains at the config's factors, then step by step beyond the edge; returns the factors.
+
+  Args:
+    cohorts_of: cohorts_of(stage, factors) -> the stage's cohorts; it is to call
+      factors(text, copy) for the factors of each arm.
+
+  Returns:
+    {(text, copy): the factor with the lowest validation loss}; where all diverged the smallest.
+  """
+  rates = yield cohorts_of('select', lambda text, copy: config.rate_factors)
+  choices = selection.choose(rates, ('activation', 'copy'))
+  for number in range(MOST_WIDENINGS):
+    wider = cohorts_of(f'widen{number + 1}', lambda text, copy, choices=choices: selection.beyond(
+        choices[text, copy], config.rate_factors))
+    if not wider:
+      break
+    rates = pd.concat([rates, (yield wider)])
+    choices = selection.choose(rates, ('activation', 'copy'))
+  return {arm: config.rate_factors[0] if math.isnan(choice.factor) else choice.factor
+          for arm, choice in choices.items()}
 
 
 def check(config: Any) -> None:
