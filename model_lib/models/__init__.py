@@ -14,12 +14,13 @@ every step; `module.init` alone does not.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
 
 from model_lib.errors import UserError
 from model_lib.spec import nearest
 
-NAMES = ('mlp', 'resmlp', 'cnn', 'vit', 'gpt')
+NAMES = ('mlp', 'resmlp', 'cnn', 'vit', 'gpt', 'gpt2')
 
 
 def build(name: str, **kwargs):
@@ -46,11 +47,17 @@ def build(name: str, **kwargs):
     if key not in defaults:
       raise UserError(f'{name} has no attribute {key!r}{nearest(key, defaults)}; '
                       f'it has: {", ".join(defaults)}')
-  values = {key: tuple(value) if isinstance(value, list) else value
+  values = {key: tuple(value) if isinstance(value, list) else
+            float(value) if type(value) is int and type(defaults[key]) is float else value
             for key, value in {**defaults, **kwargs}.items()}
-  _check_values(name, values, defaults)
+  # A model of fixed form checks itself: it has no sites for what others are given by strings.
+  minimum = getattr(cls, 'minimum', lambda key: 1)
+  _check_values(name, values, defaults, minimum)
   model = cls(**values)
-  _check_sites(name, model)
+  if hasattr(cls, 'check'):
+    model.check()
+  else:
+    _check_sites(name, model)
   return model
 
 
@@ -65,19 +72,20 @@ def sites(model):
 
 def _classes():
   # Imported on demand, so that the names can be listed without loading jax.
-  from model_lib.models import cnn, gpt, mlp, resmlp, vit
-  return {'mlp': mlp.MLP, 'resmlp': resmlp.ResMLP, 'cnn': cnn.CNN, 'vit': vit.ViT, 'gpt': gpt.GPT}
+  from model_lib.models import cnn, gpt, gpt2, mlp, resmlp, vit
+  return {'mlp': mlp.MLP, 'resmlp': resmlp.ResMLP, 'cnn': cnn.CNN, 'vit': vit.ViT, 'gpt': gpt.GPT,
+          'gpt2': gpt2.GPT2}
 
 
-def _check_values(name: str, values: dict, defaults: dict) -> None:
+def _check_values(name: str, values: dict, defaults: dict, minimum: Callable[[str], int]) -> None:
   """Types and ranges of the attributes, each on its own."""
   for key, value in values.items():
     kind = _STRINGS if key == 'overrides' else type(defaults[key])
     items = value if isinstance(value, tuple) else (value,)
     of = {tuple: int, _STRINGS: str}.get(kind, kind)
     if (isinstance(value, tuple) != (kind in (tuple, _STRINGS))
-        or any(type(item) is not of or (of is int and item < 1) for item in items)):
-      raise UserError(f'{name}: {key} must be {_KINDS[kind]}, not {value!r}')
+        or any(type(item) is not of or (of is int and item < minimum(key)) for item in items)):
+      raise UserError(f'{name}: {key} must be {_KINDS[kind].format(minimum(key))}, not {value!r}')
   if values.get('dim', 0) % values.get('heads', 1):
     raise UserError(f'{name}: dim={values["dim"]} is not divisible by heads={values["heads"]}')
 
@@ -100,5 +108,6 @@ def _check_sites(name: str, model) -> None:
 
 
 _STRINGS = 'strings'
-_KINDS = {int: 'an integer >= 1', tuple: 'a list of integers >= 1', str: 'a string',
-          bool: 'True or False', _STRINGS: 'a list of strings such as \'blocks.*.norm: rms\''}
+_KINDS = {int: 'an integer >= {}', tuple: 'a list of integers >= {}', str: 'a string',
+          bool: 'True or False', float: 'a number',
+          _STRINGS: 'a list of strings such as \'blocks.*.norm: rms\''}

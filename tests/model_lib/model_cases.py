@@ -1,4 +1,4 @@
-"""Tiny models, their inputs and their variables, for the tests of the models."""
+"""Tiny models of free form (all but gpt2), their inputs and their variables, for the tests."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def test_patches_are_read_row_by_row() -> None:
 # Dtypes.
 
 
-@pytest.mark.parametrize('name', models.NAMES)
+@pytest.mark.parametrize('name', cases.SIZES)
 def test_bfloat16_stays(name) -> None:
   """No layer widens: bfloat16 images, or for tokens bfloat16 parameters, give bfloat16."""
   model, x = models.build(name, norm='pre:layer', **cases.SIZES[name]), cases.inputs(name)
@@ -223,7 +223,7 @@ def test_branches_come_from_the_table(other_row) -> None:
 
 def test_every_norm_builds_in_every_model() -> None:
   """Shapes only: the placements and norms of the catalogue trace under rank promotion."""
-  for name in models.NAMES:
+  for name in cases.SIZES:
     for norm in ('layer', 'rms', 'batch', 'group(4)', 'dyt'):
       if name == 'gpt' and not get_norm(norm).causal:
         continue

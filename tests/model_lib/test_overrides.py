@@ -96,7 +96,7 @@ def test_summary() -> None:
   assert summary(pairs) == 'blocks.1-2.activation.0-1'
 
 
-@pytest.mark.parametrize('name', models.NAMES)
+@pytest.mark.parametrize('name', cases.SIZES)
 def test_an_override_of_everything_is_the_attribute(name) -> None:
   """The same program, letter by letter; an override of one place is neither."""
   x = cases.inputs(name)
