@@ -19,7 +19,8 @@ from scipy import special
 _ELEMENTWISE: dict[str, Callable[..., np.ndarray]] = {
     'abs': np.abs, 'acos': np.arccos, 'acosh': np.arccosh, 'add': np.add, 'add_any': np.add,
     'and': np.bitwise_and, 'asin': np.arcsin, 'asinh': np.arcsinh, 'atan': np.arctan,
-    'atan2': np.arctan2, 'atanh': np.arctanh, 'cbrt': np.cbrt, 'ceil': np.ceil,
+    'atan2': np.arctan2, 'atanh': np.arctanh, 'bessel_i0e': special.i0e,
+    'bessel_i1e': special.i1e, 'cbrt': np.cbrt, 'ceil': np.ceil,
     'copy': np.asarray, 'cos': np.cos, 'cosh': np.cosh, 'div': np.divide, 'eq': np.equal,
     'erf': special.erf, 'erf_inv': special.erfinv, 'erfc': special.erfc, 'exp': np.exp,
     'exp2': np.exp2, 'expm1': np.expm1, 'floor': np.floor, 'ge': np.greater_equal,

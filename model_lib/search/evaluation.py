@@ -1,7 +1,7 @@
 """Values and slopes of many expressions on one grid, in NumPy, each subexpression once.
 
-Every operator is traced once and carried out in NumPy, so that thousands of expressions are
-evaluated without a compiler. Slopes are by the chain rule, with the operators' partial derivatives
+Every operator is traced once, at a scalar, and carried out in NumPy on arrays of any shape, as
+operators are pointwise: thousands of expressions are evaluated without a compiler. Slopes are by the chain rule, with the operators' partial derivatives
 from JAX's own rules. What does not depend on x has no slope, as in JAX: (-2)^1 is differentiable
 although the derivative of a^b with respect to b is not a number there.
 """
@@ -89,13 +89,15 @@ class Evaluator:
       own: tuple[float, ...],
   ) -> np.ndarray:
     dtype = self._points.dtype
-    run = _in_numpy(node.operator, len(inputs), partial, self._points.shape, dtype)
-    return run(*inputs, *(np.asarray(scalar, dtype) for scalar in own))
+    run = _in_numpy(node.operator, len(inputs), partial, dtype)
+    value = run(*inputs, *(np.asarray(scalar, dtype) for scalar in own))
+    # What does not depend on the inputs comes as a scalar.
+    return value if value.shape else np.full_like(self._points, value)
 
 
 @functools.lru_cache(maxsize=None)
 def _in_numpy(
-    name: str, n_inputs: int, partial: int | None, shape: tuple[int, ...], dtype: np.dtype,
+    name: str, n_inputs: int, partial: int | None, dtype: np.dtype,
 ) -> Callable[..., np.ndarray]:
   """The operator, or its derivative with respect to one input, in NumPy."""
   operator = get_operator(name)
@@ -105,8 +107,8 @@ def _in_numpy(
       def of_one(a):
         return operator.function(*inputs[:partial], a, *inputs[partial + 1:])
       return jax.jvp(of_one, (inputs[partial],), (jnp.ones_like(inputs[partial]),))[1]
-  inputs = [np.empty(shape, dtype)] * n_inputs + [np.empty((), dtype)] * len(operator.inits)
-  return trace(function, *inputs, x64=dtype == np.float64)
+  scalar = np.empty((), dtype)
+  return trace(function, *[scalar] * (n_inputs + len(operator.inits)), x64=dtype == np.float64)
 
 
 def _scalars(expression: Expression, parameters: Sequence[float] | None) -> tuple[float, ...]:
