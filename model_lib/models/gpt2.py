@@ -25,11 +25,11 @@ import jax.numpy as jnp
 from model_lib.errors import UserError
 from model_lib.models import removable as sites
 from model_lib.models.activation_layer import ActivationLayer, branches, is_gated
+from model_lib.models.dense import STD, Dense, Unembedding, compute_dtype
 from model_lib.models.hyper import read_hp
 from model_lib.normalization import get_norm
 from model_lib.spec import nearest
 
-_STD = 0.02
 LAYER_PLACES = ('resid_pre', 'attn_out', 'mlp_act', 'mlp_out')
 DTYPES = ('params', 'float64', 'float32', 'bfloat16', 'float16')
 
@@ -42,6 +42,7 @@ class Settings(nn.Module):
     mlp_ratio: hidden units of the feed-forward layer per channel.
     activation: spec of a pointwise activation.
     norm: 'layer' or 'rms', which can be removed; or the spec of another causal norm without state.
+    final_norm: spec of ln_f's norm where it is not that of the blocks; '' for `norm`.
     eps: of 'layer' and 'rms'.
     tied: whether the unembedding is the transposed wte.
     unembed_bias: whether an untied unembedding has a bias.
@@ -71,6 +72,7 @@ class Settings(nn.Module):
   mlp_ratio: int = 4
   activation: str = 'gelu_tanh'
   norm: str = 'layer'
+  final_norm: str = ''
   eps: float = 1e-5
   tied: bool = True
   unembed_bias: bool = False
@@ -97,39 +99,6 @@ class Settings(nn.Module):
     return nn.Dropout(self.dropout, deterministic=not train, rng_collection='noise')(x)
 
 
-class Dense(nn.Module):
-  """x W + b (+ x A B) with W [in, features], as Hugging Face's Conv1D; x [..., in].
-
-  Several inputs give several results: the first reads the first widths[0] columns, and so on.
-  """
-
-  features: int
-  std: float = _STD
-  lora_rank: int = 0
-  dtype: str = 'params'
-
-  @nn.compact
-  def __call__(self, *inputs: jax.Array, widths: tuple[int, ...] = ()) -> list[jax.Array]:
-    fan_in = inputs[0].shape[-1]
-    kernel = self.param('kernel', nn.initializers.normal(self.std), (fan_in, self.features))
-    bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    if self.lora_rank:
-      lora_a = self.param('lora_a', nn.initializers.normal(fan_in ** -0.5),
-                          (fan_in, self.lora_rank))
-      lora_b = self.param('lora_b', nn.initializers.zeros, (self.lora_rank, self.features))
-    outputs, start = [], 0
-    for x, width in zip(inputs, widths or (self.features,), strict=True):
-      columns = slice(start, start + width)
-      dtype = compute_dtype(self.dtype, kernel)
-      x = x.astype(dtype)
-      y = x @ kernel[:, columns].astype(dtype) + _row(bias[columns].astype(dtype), x.ndim)
-      if self.lora_rank:
-        y += (x @ lora_a.astype(dtype)) @ lora_b[:, columns].astype(dtype)
-      outputs.append(y)
-      start += width
-    return outputs
-
-
 class Attention(Settings):
   """Causal multi-head attention.
 
@@ -150,13 +119,14 @@ class Attention(Settings):
     logits_bhts = jnp.einsum('bthd,bshd->bhts', q_bthd, k_bshd, preferred_element_type=wide)
     logits_bhts *= 1 / math.sqrt(dim // self.heads)
     if self.attention_temperature:
-      temperature = self.param('temperature', nn.initializers.ones, (self.heads, self.length))
+      temperature = self.param('temperature', nn.initializers.ones, (self.heads, self.length),
+                               jnp.float32)
       logits_bhts /= temperature[None, :, :length, None].astype(wide)
     seen_ts = jnp.tril(jnp.ones((length, length), bool))
     weights_bhts = jax.nn.softmax(jnp.where(seen_ts[None, None], logits_bhts, -jnp.inf), axis=-1)
     dropped = self.dropped(weights_bhts, train).astype(qkv.dtype)
     z_bthd = jnp.einsum('bhts,bshd->bthd', dropped, v_bshd)
-    out, = Dense(dim, _STD / math.sqrt(2 * self.depth), self.lora_rank, self.dtype,
+    out, = Dense(dim, STD / math.sqrt(2 * self.depth), self.lora_rank, self.dtype,
                  name='c_proj')(z_bthd.reshape(batch, length, dim))
     return self.dropped(out, train), z_bthd, weights_bhts
 
@@ -169,7 +139,7 @@ class FeedForward(Settings):
     h, = Dense(self.mlp_ratio * self.dim, lora_rank=self.lora_rank, dtype=self.dtype,
                name='c_fc')(x)
     h = at_act(ActivationLayer(self.activation, name='activation')(h, train=train))
-    out, = Dense(self.dim, _STD / math.sqrt(2 * self.depth), self.lora_rank, self.dtype,
+    out, = Dense(self.dim, STD / math.sqrt(2 * self.depth), self.lora_rank, self.dtype,
                  name='c_proj')(h)
     return self.dropped(out, train)
 
@@ -209,16 +179,16 @@ class Block(Settings):
     attn_out, head_out, attention = Attention(**settings, name='attn')(
       x_qk, x_v[0] if x_v else x_qk, self.train)
     found.update(head_out=head_out, attention=attention)
-    x = x + at('attn_out', attn_out)
+    x = x + at('attn_out', attn_out.astype(x.dtype))
     found['resid_mid'] = x
     x_mlp, = norm('ln_2', ('mlp',), x)
     mlp_out = FeedForward(**settings, name='mlp')(
       x_mlp, self.train, lambda h: at('mlp_act', h))
     if self.ffn_scale:
-      alpha, beta = (self.param(f'ffn_{name}', nn.initializers.ones, ()).astype(x.dtype)
-                     for name in ('alpha', 'beta'))
+      alpha, beta = (self.param(f'ffn_{name}', nn.initializers.ones, (), jnp.float32)
+                     .astype(x.dtype) for name in ('alpha', 'beta'))
       x, mlp_out = beta * x, mlp_out / alpha
-    x = x + at('mlp_out', mlp_out)
+    x = x + at('mlp_out', mlp_out.astype(x.dtype))
     return x, (sum(aux), found if self.taps else {})
 
 
@@ -268,6 +238,10 @@ class GPT2(Settings):
       raise UserError('gpt2: unembed_bias needs an unembedding of its own; take tied=False')
     _check_activation(self.activation)
     _check_norm(self.norm, self.removable)
+    if self.final_norm:
+      _check_norm(self.final_norm, False)
+      if self.removable:
+        raise UserError('gpt2: removable=True and a final_norm: all sites have one kind of norm')
 
   @nn.compact
   def __call__(self, tokens: jax.Array, train: bool = False, taps: bool = False,
@@ -295,7 +269,7 @@ class GPT2(Settings):
 
     if 'resid_final' in edits:
       x = x + edits['resid_final'].astype(wide)
-    (final,), sigma = _norm(self, 'ln_f', ('final',), x, control, train)
+    (final,), sigma = _norm(self, 'ln_f', ('final',), x, control, train, self.final_norm)
     if control is not None:
       weight = read_hp(self, 'aux_weight', 0.0)
       fixed = control.aux_target if self.target == 'fixed' else None
@@ -305,7 +279,7 @@ class GPT2(Settings):
     return (logits, {**found, 'resid_final': x, 'final': final}) if taps else logits
 
   def _table(self, name: str, rows: int) -> nn.Embed:
-    return nn.Embed(rows, self.dim, embedding_init=nn.initializers.normal(_STD), name=name)
+    return nn.Embed(rows, self.dim, embedding_init=nn.initializers.normal(STD), name=name)
 
   def _unembedded(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
     if not self.tied:
@@ -329,52 +303,26 @@ class GPT2(Settings):
                       'rngs={\'noise\': key}')
 
 
-class Unembedding(nn.Module):
-  """x W (+ b) with W [D, vocab]; x [B, T, D] -> [B, T, vocab], float32 or wider."""
-
-  vocab: int
-  use_bias: bool
-  dtype: str
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    kernel = self.param('kernel', nn.initializers.normal(_STD), (x.shape[-1], self.vocab))
-    dtype = compute_dtype(self.dtype, kernel)
-    logits = jnp.einsum('btd,dv->btv', x.astype(dtype), kernel.astype(dtype),
-                        preferred_element_type=jnp.promote_types(dtype, jnp.float32))
-    if not self.use_bias:
-      return logits
-    bias = self.param('bias', nn.initializers.zeros, (self.vocab,))
-    return logits + _row(bias.astype(logits.dtype), 3)
-
-
-def compute_dtype(name: str, parameter: jax.Array) -> jnp.dtype:
-  """The dtype of the products; UserError for float64 without jax_enable_x64."""
-  dtype = parameter.dtype if name == 'params' else jnp.dtype(name)
-  if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-    raise UserError('gpt2: dtype=\'float64\' needs jax.config.update(\'jax_enable_x64\', True)')
-  return dtype
-
-
 def _settings(module: Settings) -> dict[str, object]:
   return {field.name: getattr(module, field.name) for field in dataclasses.fields(Settings)
           if field.name not in ('parent', 'name')}
 
 
 def _norm(module: Settings, name: str, paths: tuple[str, ...], x: jax.Array,
-          control: sites.Control | None, train: bool) -> tuple[list[jax.Array], jax.Array | None]:
-  """The outputs of a norm site, one for each path with a switch, and sigma_tok of such a site."""
-  if module.norm not in sites.KINDS:
-    return [get_norm(module.norm).layer(name)(x, train)], None
-  norm = sites.Norm(module.norm, module.eps, module.dim, name=name)
+          control: sites.Control | None, train: bool,
+          kind: str = '') -> tuple[list[jax.Array], jax.Array | None]:
+  """The outputs of a norm site, one for each path with a switch, and sigma_tok of such a site.
+
+  `kind` is the spec of its norm where it is not `module.norm`.
+  """
+  kind = kind or module.norm
+  if kind not in sites.KINDS:
+    return [get_norm(kind).layer(name)(x, train)], None
+  norm = sites.Norm(kind, module.eps, module.dim, name=name)
   if control is None:
     return [norm(x)], None
   return sites.removable(module, norm, x, paths, control, module.is_updating(train),
                          module.statistic, module.positions, module.buffer)
-
-
-def _row(vector: jax.Array, ndim: int) -> jax.Array:
-  return vector.reshape((1,) * (ndim - 1) + (-1,))
 
 
 def _check_activation(spec: str) -> None:

@@ -12,6 +12,7 @@ arXiv 2602.10408). Events and settings are swept numbers (`hp`), sigma_avg is in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -81,9 +82,9 @@ class Norm(nn.Module):
   dim: int
 
   def setup(self):
-    self.scale = self.param('scale', nn.initializers.ones, (self.dim,))
+    self.scale = self.param('scale', nn.initializers.ones, (self.dim,), jnp.float32)
     if self.kind == 'layer':
-      self.bias = self.param('bias', nn.initializers.zeros, (self.dim,))
+      self.bias = self.param('bias', nn.initializers.zeros, (self.dim,), jnp.float32)
 
   def moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x - mu [B, T, D] and sigma_tok = sqrt(mean((x - mu)^2) + eps) [B, T, 1]."""
@@ -167,6 +168,26 @@ def inverse(sigma_tok: jax.Array, sigma_avg: jax.Array, g: jax.Array,
   average = jax.lax.stop_gradient(factor * sigma_avg).astype(sigma_tok.dtype)
   token = 1 / jnp.where(g == 0, 1, sigma_tok)
   return jnp.where(g == 1, token, g * token + (1 - g) / average)
+
+
+def gates(variables: Mapping[str, Mapping]) -> dict[str, float]:
+  """g of every switch in an evaluation: {'h.3.ln_1.qk': 1.0, ..., 'ln_f': 0.0}; {} without any.
+
+  Args:
+    variables: of one model, with its `hp` and `norm_state`.
+  """
+  hp, state = variables.get('hp', {}), variables.get('norm_state', {})
+  if 'calls' not in state:
+    return {}
+  zero = jnp.zeros(())
+  control = Control((state['calls'] - 1) // hp['calls_per_step'], state['calls'] == 0,
+                    jnp.asarray(hp['enabled']) != 0, jnp.asarray(hp['taper']), zero, zero, zero,
+                    zero)
+  found = {}
+  for i in range(len(hp['h']['event_mlp'])):
+    for path, name in (('qk', 'ln_1.qk'), ('v', 'ln_1.v'), ('mlp', 'ln_2')):
+      found[f'h.{i}.{name}'] = float(gate(control, hp['h'][f'event_{path}'][i]))
+  return {**found, 'ln_f': float(gate(control, hp['event_final']))}
 
 
 def token_statistic(sigma_tok: jax.Array, scaled: jax.Array, statistic: str,
