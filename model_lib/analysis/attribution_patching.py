@@ -1,0 +1,169 @@
+"""Attribution patching against activation patching, on copying a byte from context.
+
+A pair of prompts of equal length differs in one byte. `s_1 ... s_n s_1 ... s_{n-1}` is continued by
+s_n if the model copies; the corrupt prompt has another byte in place of s_n, which would then be
+the continuation. With the metric
+
+  m = logit of the clean prompt's answer - logit of the corrupt one's, at the last position,
+
+place (site, layer l, position p), and a, a* the values there in the corrupt and the clean run,
+
+  activation patching   act  = m(corrupt run with a* in place of a) - m(corrupt run)
+  attribution patching  attr = grad of m in the corrupt run at the place . (a* - a)
+
+as in arXiv:2507.02559, section 5.2 (there on names in English sentences, at `resid_pre` alone).
+At the first layer's `resid_pre` and the byte that differs, activation patching gives the whole
+difference between both runs; errors are in its unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import functools
+import string
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy
+
+from model_lib.analysis.batches import in_batches
+from model_lib.analysis.bootstrap import mean_bootstrap
+from model_lib.analysis.statistics import Interval
+from model_lib.errors import UserError
+
+SITES = ('resid_pre', 'attn_out', 'mlp_out')
+LETTERS = string.ascii_letters.encode()
+
+
+class Pairs(NamedTuple):
+  """Prompts [N, 2 n - 1], and the byte that continues each, [N]; they differ at `changed`."""
+
+  clean: np.ndarray
+  corrupt: np.ndarray
+  answer: np.ndarray
+  wrong: np.ndarray
+  changed: int
+
+
+class Patches(NamedTuple):
+  """Effects on the metric by site, [N, L, P], at the P positions from the changed byte on.
+
+  Before it nothing differs. `total` [N] is m(clean) - m(corrupt), `metric` [N] is m(clean).
+  """
+
+  activation: dict[str, np.ndarray]
+  attribution: dict[str, np.ndarray]
+  total: np.ndarray
+  metric: np.ndarray
+
+
+class Comparison(NamedTuple):
+  """Error of model a minus that of model b; above 0 where the gradient is truer in b.
+
+  Attributes:
+    difference: over pairs of prompts, with its bootstrap interval.
+    smaller_in_b, smaller_in_a: in how many pairs.
+    p: two-sided sign test of 'as often the one as the other', ties left out; 1 if all are ties.
+  """
+
+  difference: Interval
+  smaller_in_b: int
+  smaller_in_a: int
+  p: float
+
+
+def copy_pairs(count: int, length: int, seed: int = 0, alphabet: bytes = LETTERS) -> Pairs:
+  """Pairs of an odd length 2 n - 1; the n bytes of a prompt and the wrong one are all different.
+
+  Raises:
+    UserError: the length is even or below 3, or n + 1 exceeds the alphabet.
+  """
+  half = (length + 1) // 2
+  if length % 2 == 0 or length < 3 or half + 1 > len(alphabet):
+    raise UserError(f'a prompt of length {length}: it must be odd, at least 3, and at most '
+                    f'{2 * len(alphabet) - 3} for an alphabet of {len(alphabet)} bytes')
+  rng = np.random.Generator(np.random.Philox(seed))
+  letters = np.frombuffer(alphabet, np.uint8).astype(np.int32)
+  drawn = np.stack([rng.permutation(letters)[:half + 1] for _ in range(count)])
+  segment, wrong = drawn[:, :half], drawn[:, half]
+  clean = np.concatenate([segment, segment[:, :-1]], axis=1)
+  corrupt = clean.copy()
+  corrupt[:, half - 1] = wrong
+  return Pairs(clean, corrupt, segment[:, -1], wrong, half - 1)
+
+
+def patch(model: nn.Module, variables: Mapping, pairs: Pairs, batch: int = 32) -> Patches:
+  """Both kinds of patching at every site, layer and position from the changed byte on.
+
+  Args:
+    model: a `models.gpt2.GPT2`: its taps and edits at `SITES` are used.
+    variables: of the model.
+    pairs: prompts within the model's length.
+    batch: pairs at a time; 3 L P passes over each batch, and one backwards.
+  """
+  return in_batches(
+      lambda block: _patch(model, pairs.changed, variables, block), pairs[:4], batch)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _patch(model, changed, variables, block):
+  clean, corrupt, answer, wrong = block
+
+  def metric(logits):
+    last = logits[:, -1]
+    pick = lambda tokens: jnp.take_along_axis(last, tokens[:, None], axis=-1)[:, 0]
+    return pick(answer) - pick(wrong)
+
+  def edited(edits):
+    return metric(model.apply(variables, corrupt, train=False, edits=edits))
+
+  clean_logits, clean_taps = model.apply(variables, clean, train=False, taps=True)
+  logits, taps = model.apply(variables, corrupt, train=False, taps=True)
+  start = metric(logits)
+  change = {site: clean_taps[site] - taps[site] for site in SITES}
+  # A prompt's metric depends on its own run only, so the gradient of the sum holds each one's.
+  slope = jax.grad(lambda edits: edited(edits).sum())(jax.tree.map(jnp.zeros_like, change))
+  attribution = {site: jnp.moveaxis(jnp.sum(slope[site] * change[site], -1), 1, 0)[..., changed:]
+                 for site in SITES}
+  depth, _, length, _ = change[SITES[0]].shape
+  places = jnp.stack(jnp.meshgrid(jnp.arange(depth), jnp.arange(changed, length), indexing='ij'),
+                     axis=-1).reshape(-1, 2)
+
+  def effects(site):
+    def one(place):
+      layer, position = place
+      here = change[site][layer, :, position]
+      edit = jnp.zeros_like(change[site]).at[layer, :, position].set(here)
+      return edited({site: edit}) - start
+
+    return jax.lax.map(one, places).T.reshape(-1, depth, length - changed)
+
+  return Patches({site: effects(site) for site in SITES}, attribution,
+                 metric(clean_logits) - start, metric(clean_logits))
+
+
+def error(found: Patches, site: str, unit: str = 'pair') -> np.ndarray:
+  """Of every pair [N]: sum over positions of |attr - act|, mean over layers, over |total|.
+
+  Args:
+    found: of `patch`.
+    site: one of `SITES`.
+    unit: 'pair': |total| of the pair itself, as in the paper; a pair that the model hardly tells
+      apart then counts for much. 'all': mean |total| over all pairs.
+  """
+  gap = np.abs(np.asarray(found.attribution[site], np.float64)
+               - np.asarray(found.activation[site], np.float64)).sum(-1).mean(-1)
+  total = np.abs(np.asarray(found.total, np.float64))
+  return gap / {'pair': total, 'all': total.mean()}[unit]
+
+
+def compare(a: Patches, b: Patches, site: str, unit: str = 'all', resamples: int = 1000,
+            seed: int = 0, level: float = 0.95) -> Comparison:
+  """The errors of two models on the same pairs."""
+  difference = error(a, site, unit) - error(b, site, unit)
+  in_b, in_a = int(np.sum(difference > 0)), int(np.sum(difference < 0))
+  p = float(scipy.stats.binomtest(in_b, in_b + in_a).pvalue) if in_b + in_a else 1.0
+  return Comparison(mean_bootstrap(difference, resamples, seed, level), in_b, in_a, p)
