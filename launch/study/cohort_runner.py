@@ -22,6 +22,7 @@ from launch.study import records
 from launch.study.event_sink import EventSink
 from launch.study.progress import Progress, say
 from launch.study.records import Record
+from launch.study.start import started
 from launch.study.step_costs import StepCosts
 from launch.study.workdir import Workdir
 from model_lib.errors import UserError
@@ -157,7 +158,8 @@ class CohortRunner:
     data = self.data.of(cohort)
     spec = data.complete(cohort.model)
     described = dataclasses.asdict(dataclasses.replace(
-        cohort, name='', model=spec, members=(), time_by='', time_reference=None))
+        cohort, name='', model=spec, members=(), time_by='', time_reference=None, start='',
+        fresh=()))
     shapes = {name: (array.shape, str(array.dtype)) for name, array in prepared.arrays.items()}
     key = json.dumps([described, shapes, prepared.n_streams, prepared.steps_per_call,
                       dataclasses.asdict(prepared.task)], sort_keys=True, default=list)
@@ -218,7 +220,8 @@ class CohortRunner:
       self.metrics.truncate(max((r['metrics_bytes'] for r in records.all_finished(self.workdir)),
                                 default=0))
       self._replay_events()
-      return 0, loop.initial_chunks(population, plan)
+      chunks = loop.initial_chunks(population, plan)
+      return 0, started(chunks, cohort, plan.chunk, self.workdir) if cohort.start else chunks
     step, state, position = found
     self.metrics.truncate(position['metrics_bytes'])
     self._replay_events()

@@ -34,8 +34,16 @@ class OptimizerSpec:
     name: 'adam' (with decoupled weight decay) or 'sgd'.
     b1, b2, eps: Adam's constants (optax.scale_by_adam).
     momentum: heavy-ball momentum of 'sgd'.
-    schedule: 'constant' or 'cosine' (reaches 0 after the last step); multiplies the rate.
+    schedule: 'constant' or 'cosine' (reaches `final` after the last step); multiplies the rate.
     warmup: share of the steps with a linear rise from 1 / (steps of it) to 1.
+    final: share of the rate at which 'cosine' ends.
+    horizon: steps after which 'cosine' ends, 0 for the cohort's; more of them leave it early.
+    clip: largest norm of the gradient of all parameters, which is scaled down to it; 0 for none.
+    decayed: which parameters decay: 'all', or 'kernels' (named kernel or embedding: no biases, no
+      gains).
+    trained: parts of the paths of the parameters that move ('lora_'); empty for all.
+    micro_batches: parts into which a batch is cut, one after the other, to save memory; their
+      gradients are averaged.
   """
 
   name: str = 'adam'
@@ -45,6 +53,12 @@ class OptimizerSpec:
   momentum: float = 0.0
   schedule: str = 'constant'
   warmup: float = 0.0
+  final: float = 0.0
+  horizon: int = 0
+  clip: float = 0.0
+  decayed: str = 'all'
+  trained: tuple[str, ...] = ()
+  micro_batches: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +72,18 @@ class Member:
     split: number of the train / validation / test split.
     labels: 0 for the data's own labels, k > 0 for their k-th random permutation.
     hp: swept numbers by name: optimizer's ('learning_rate', 'weight_decay') and
-      the model's `hp` collection ('activation_code', 'init_gain', ...). 'candidate' is a text:
-      the function of a swept activation.
+      the model's `hp` collection ('activation_code', 'init_gain', ...), a tuple where the variable
+      is an array. 'candidate' is a text: the function of a swept activation.
+    start: which run of `Cohort.start` it begins from.
   """
 
   tags: Mapping[str, str | Number]
   seed: int
   data_seed: int
   split: int
-  hp: Mapping[str, Number | str]
+  hp: Mapping[str, Number | str | tuple[Number, ...]]
   labels: int = 0
+  start: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +103,10 @@ class Cohort:
       their rows get columns like val_loss_at_30.
     data: name of further data that the study reads, which this cohort trains on; '' for the
       study's own.
+    start: where the parameters come from at step 0: '' for the initialization; 'cohort:NAME' for
+      the trained ones of a finished cohort (`Member.start` says whose); 'weights:FOLDER' for
+      GPT-2 weights in Hugging Face's format.
+    fresh: parts of the paths of the parameters that are initialized although there is a `start`.
   """
 
   name: str
@@ -99,6 +119,8 @@ class Cohort:
   time_reference: tuple[str, ModelSpec] | None = None
   evaluate_at: tuple[int, ...] = ()
   data: str = ''
+  start: str = ''
+  fresh: tuple[str, ...] = ()
 
   def __post_init__(self):
     marks = (*self.evaluate_at, self.steps)
@@ -109,11 +131,22 @@ class Cohort:
   def fingerprint(self) -> str:
     """SHA-256 of the cohort as a study describes it; data and plan are checked on their own."""
     described = dataclasses.asdict(self)
-    for name in ('evaluate_at', 'data'):
-      if not described[name]:
-        del described[name]  # as before there was such a field
+    # A field that came later is left out where it is not used: older checkpoints stay good.
+    _drop(described, Cohort, ('evaluate_at', 'data', 'start', 'fresh'))
+    _drop(described['optimizer'], OptimizerSpec,
+          ('final', 'horizon', 'clip', 'decayed', 'trained', 'micro_batches'))
+    for member in described['members']:
+      _drop(member, Member, ('start',))
     text = json.dumps(described, sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _drop(described: dict, owner: type, names: tuple[str, ...]) -> None:
+  """Removes what has its default value."""
+  defaults = {f.name: f.default for f in dataclasses.fields(owner)}
+  for name in names:
+    if described[name] == defaults[name]:
+      del described[name]
 
 
 def identity(member: Member) -> str:

@@ -7,6 +7,7 @@ caller, and used as it stands when the run is resumed.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import math
 import os
@@ -15,6 +16,7 @@ import time
 import jax
 import numpy as np
 
+from model_lib.models.candidate import encode_ahead
 from model_lib.training import population as population_lib
 from model_lib.training.population import Population
 
@@ -131,8 +133,11 @@ def decide(population: Population, arrays, n_streams: int, *, chunk: int = 0,
   while True:
     if not steps_per_call:
       population.compile_initial(size)  # for the timed call; beside the call's own compilation
-    compiled = population.compile_call(population.abstract(size), arrays, n_streams, capacity,
-                                       rows)
+    with ThreadPoolExecutor(1, 'encode') as pool:  # XLA compiles without Python's lock
+      encoded = pool.submit(encode_ahead, population.model, [m.hp for m in cohort.members])
+      compiled = population.compile_call(population.abstract(size), arrays, n_streams, capacity,
+                                         rows)
+    encoded.result()  # raises what it raised
     chunks = math.ceil(n / size)
     running = min(lanes, chunks)
     estimate = (running * population_lib.call_bytes(compiled) / 2**20

@@ -94,13 +94,18 @@ class Population:
       batching: 'map' or 'vmap'.
 
     Raises:
-      UserError: another batching, or a weight decay on a model that is projected.
+      UserError: another batching, a weight decay on a model that is projected, or a batch that
+        micro-batches do not divide.
     """
     if batching not in ('map', 'vmap'):
       raise UserError(f"batching is '{batching}'; it must be map or vmap")
     if state_lib.projection(model) and any(m.hp.get('weight_decay') for m in cohort.members):
       raise UserError(f'{cohort.name}: a weight decay with ngpt, which keeps the lengths of its '
                       'matrices, would change its steps and shrink its trained factors; set it to 0')
+    parts = cohort.optimizer.micro_batches
+    if parts < 1 or cohort.batch_size % parts:
+      raise UserError(f'{cohort.name}: a batch of {cohort.batch_size} cannot be cut into {parts} '
+                      'equal micro-batches')
     self.cohort, self.model, self.task, self.batching = cohort, model, task, batching
     self.tx = state_lib.direction(cohort.optimizer)
     self.factor = state_lib.schedule(cohort.optimizer, cohort.steps)
@@ -193,8 +198,8 @@ class Population:
 
   def _step(self, state, arrays, route, index_b):
     inputs, targets = self._batch(state, arrays, index_b, route)
-    return state_lib.train_step(self.model, self.tx, self.factor, self.task, state, inputs,
-                                targets)
+    return state_lib.train_step(self.model, self.cohort.optimizer, self.tx, self.factor, self.task,
+                                state, inputs, targets)
 
   def _call(self, state, route, arrays, index_skb, slots_k, count, rows):
     """Moves one member by `count` steps; returns its state and records [rows, metrics]."""

@@ -18,7 +18,10 @@ from model_lib.models.candidate import CANDIDATE
 from model_lib.training.cohort import Member, Number, OptimizerSpec
 
 Encode = Callable[[str], Mapping[str, np.ndarray]]
+_KERNELS = ('kernel', 'embedding')  # leaves that 'decayed=kernels' decays
 OPTIMIZER_HP = {'learning_rate': None, 'weight_decay': 0.0}
+STATES = ('batch_stats', 'norm_state')  # collections that models change as they train
+LOSSES = 'losses'  # collection of further terms of the loss, which a model sows
 
 
 @flax.struct.dataclass
@@ -47,10 +50,12 @@ class TrainState:
 def direction(spec: OptimizerSpec) -> optax.GradientTransformation:
   """The optimizer without its learning rate, which is a swept number."""
   if spec.name == 'adam':
-    return optax.scale_by_adam(b1=spec.b1, b2=spec.b2, eps=spec.eps)
-  if spec.name == 'sgd':
-    return optax.trace(decay=spec.momentum) if spec.momentum else optax.identity()
-  raise UserError(f"optimizer '{spec.name}' is unknown; there are: adam, sgd")
+    rule = optax.scale_by_adam(b1=spec.b1, b2=spec.b2, eps=spec.eps)
+  elif spec.name == 'sgd':
+    rule = optax.trace(decay=spec.momentum) if spec.momentum else optax.identity()
+  else:
+    raise UserError(f"optimizer '{spec.name}' is unknown; there are: adam, sgd")
+  return optax.chain(optax.clip_by_global_norm(spec.clip), rule) if spec.clip else rule
 
 
 def schedule(spec: OptimizerSpec, steps: int) -> optax.Schedule:
@@ -59,7 +64,7 @@ def schedule(spec: OptimizerSpec, steps: int) -> optax.Schedule:
   if spec.schedule == 'constant':
     after = optax.constant_schedule(1.0)
   elif spec.schedule == 'cosine':
-    after = optax.cosine_decay_schedule(1.0, max(1, steps - warmup))
+    after = optax.cosine_decay_schedule(1.0, max(1, (spec.horizon or steps) - warmup), spec.final)
   else:
     raise UserError(f"schedule '{spec.schedule}' is unknown; there are: constant, cosine")
   if not warmup:
@@ -107,11 +112,15 @@ def stack_hp(members: Sequence[Member], model_hp: Mapping, encode: Encode | None
         hint = f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(known)}"
         raise UserError(f"hp name '{name}' is read by neither the optimizer nor the model{hint}")
       for path in paths:
+        have, given = stacked[path].shape[1:], np.shape(value)
+        if given not in ((), have):
+          raise UserError(f"hp name '{name}' of member {i} has shape {given}; the model's {path} "
+                          f'has {have}')
         stacked[path][i] = value
   return {'optimizer': optimizer, 'model': flax.traverse_util.unflatten_dict(stacked, sep='/')}
 
 
-def _numbers(member: Member, encode: Encode | None) -> Iterator[tuple[str, Number | np.ndarray]]:
+def _numbers(member: Member, encode: Encode | None) -> Iterator[tuple[str, Any]]:
   """The swept numbers of a member by name, with a candidate's leaves in place of its text."""
   for name, value in member.hp.items():
     if not isinstance(value, str):
@@ -142,7 +151,7 @@ def create(model, tx, example: np.ndarray, hp, key_data: jax.Array) -> TrainStat
   key = jax.random.wrap_key_data(key_data, impl='threefry2x32')
   _, variables = model.apply(
       {'hp': hp['model']}, example, train=False, rngs={'params': key},
-      mutable=['params', 'batch_stats'])
+      mutable=['params', *STATES])
   params = variables.pop('params')
   project = projection(model)
   if project:
@@ -153,45 +162,74 @@ def create(model, tx, example: np.ndarray, hp, key_data: jax.Array) -> TrainStat
       diverged_step=jnp.full((), -1, jnp.int32))
 
 
-def train_step(model, tx, factor, task, state: TrainState, inputs, targets):
+def trains(spec: OptimizerSpec, path) -> bool:
+  """Whether the optimizer moves the parameter at a path of `jax.tree_util`."""
+  names = '/'.join(key.key for key in path)
+  return not spec.trained or any(part in names for part in spec.trained)
+
+
+def train_step(model, spec: OptimizerSpec, tx, factor, task, state: TrainState, inputs, targets):
   """One optimizer step of one run.
 
   loss = mean over the batch of task.losses; with rate = learning_rate * factor(step):
   params <- params - rate * (direction(gradient) + weight_decay * params),
-  followed by the model's projection, if it has one.
+  followed by the model's projection, if it has one. The gradient is that of the loss plus the
+  terms that the model sows into `losses`.
   A loss that is not finite marks the run as diverged at this step; from then on
   its update is masked. The mask acts on the update alone: a selection over the
   whole state would cost 30 % of a step. The gradient is not tested, which would
   cost another 5 %: one that is not finite shows in the next step's loss.
 
   Returns:
-    The new state; the loss of this batch; and a function without arguments that
-    computes {'accuracy', 'grad_norm'}, for the steps that are recorded.
+    The new state; the loss of this batch; and a function without arguments that computes
+    {'accuracy', 'grad_norm'} and, where terms are sown, {'auxiliary'}, for the steps that are
+    recorded.
   """
+  noise = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl='threefry2x32'), state.step)
 
-  def mean_loss(params):
-    noise = jax.random.wrap_key_data(state.key, impl='threefry2x32')
-    logits, updated = model.apply(
-        {'params': params, 'hp': state.hp['model'], **state.collections}, inputs, train=True,
-        rngs={'noise': jax.random.fold_in(noise, state.step)}, mutable=list(state.collections))
-    losses, extra = task.losses(logits, targets)
-    return losses.mean(), (updated, extra)
+  def gradient(collections, noise, inputs, targets):
+    def mean_loss(params):
+      if spec.trained:
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, p: p if trains(spec, path) else jax.lax.stop_gradient(p), params)
+      logits, updated = model.apply(
+          {'params': params, 'hp': state.hp['model'], **collections}, inputs, train=True,
+          rngs={'noise': noise}, mutable=[*collections, LOSSES])
+      losses, extra = task.losses(logits, targets)
+      total = loss = losses.mean()
+      sown = jax.tree.leaves(updated.pop(LOSSES, {}))
+      if sown:
+        extra = {**extra, 'auxiliary': sum(term.sum() for term in sown)}
+        total = loss + extra['auxiliary']
+      return total, (loss, updated, extra)
 
-  (loss, (collections, extra)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    (_, found), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    return grads, *found
+
+  if spec.micro_batches == 1:
+    grads, loss, collections, extra = gradient(state.collections, noise, inputs, targets)
+  else:
+    grads, loss, collections, extra = _accumulated(
+        gradient, spec.micro_batches, state, noise, inputs, targets)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  finite = jnp.isfinite(loss)
+  finite = jnp.isfinite(loss + extra['auxiliary'] if 'auxiliary' in extra else loss)
   alive = finite & (state.diverged_step < 0)
   hp = state.hp['optimizer']
   rate = hp['learning_rate'] * factor(state.step)
   decay = hp['weight_decay']
 
-  def move(p, u):
-    return p - jnp.where(alive, rate * (u + decay * p), jnp.zeros_like(p)).astype(p.dtype)
+  def move(path, p, u):
+    if not trains(spec, path):
+      return p
+    if spec.decayed == 'all' or path[-1].key in _KERNELS:
+      u = u + decay * p
+    return p - jnp.where(alive, rate * u, jnp.zeros_like(p)).astype(p.dtype)
 
   def details():
     return {**{k: v.mean() for k, v in extra.items()}, 'grad_norm': optax.tree.norm(grads)}
 
-  params, project = jax.tree.map(move, state.params, updates), projection(model)
+  params = jax.tree_util.tree_map_with_path(move, state.params, updates)
+  project = projection(model)
   if project:
     # A projection of what lies on the set already may round: a masked run keeps its bits.
     params = jax.tree.map(lambda old, new: jnp.where(alive, new, old), state.params,
@@ -202,3 +240,23 @@ def train_step(model, tx, factor, task, state: TrainState, inputs, targets):
       diverged_step=jnp.where((state.diverged_step < 0) & ~finite, state.step,
                               state.diverged_step))
   return state, loss, details
+
+
+def _accumulated(gradient, parts: int, state: TrainState, noise, inputs, targets):
+  """What `gradient` gives, averaged over `parts` of the batch; collections pass through them."""
+  def cut(x):
+    return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+
+  def one(carry, part):
+    summed, collections = carry
+    number, inputs, targets = part
+    grads, loss, collections, extra = gradient(
+        collections, jax.random.fold_in(noise, number), inputs, targets)
+    metrics = {name: value.mean() for name, value in {'loss': loss, **extra}.items()}
+    return (jax.tree.map(jnp.add, summed, grads), dict(collections)), metrics
+
+  (grads, collections), found = jax.lax.scan(
+      one, (jax.tree.map(jnp.zeros_like, state.params), state.collections),
+      (jnp.arange(parts), cut(inputs), cut(targets)))
+  means = {name: values.mean() for name, values in found.items()}
+  return jax.tree.map(lambda g: g / parts, grads), means.pop('loss'), collections, means

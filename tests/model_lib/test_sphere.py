@@ -72,9 +72,10 @@ def test_only_the_placement_has_spheres() -> None:
 
 def _stepper(model):
   """(state, tokens) -> the state after one step of Adam."""
-  tx = state_lib.direction(OptimizerSpec())
+  spec = OptimizerSpec()
   return lambda state, x: state_lib.train_step(
-    model, tx, lambda step: jnp.float32(1.0), NextToken(), state, x, x)[0]
+    model, spec, state_lib.direction(spec), lambda step: jnp.float32(1.0), NextToken(), state, x,
+    x)[0]
 
 
 def test_other_models_train_by_the_program_they_had(monkeypatch) -> None:
