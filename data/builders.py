@@ -238,6 +238,11 @@ def read_arrays(records: Records) -> tuple[np.ndarray, np.ndarray]:
   return images, labels
 
 
+def lengths(records: Records) -> np.ndarray:
+  """Tokens in each record of a text, int64 [records]."""
+  return np.array([len(tokens) for tokens, _ in records.read(range(len(records)))])
+
+
 def read_hash(directory: pathlib.Path) -> str:
   """The content hash of what a prepared directory really holds."""
   inputs, labels = read_arrays(Records(directory))

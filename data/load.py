@@ -44,12 +44,15 @@ class Dataset:
   vocab: int
 
 
-def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-  """Loads a prepared dataset; prepares the embedded ones (`digits`, `pystdlib`) first.
+def load(name: str, data_dir: str | os.PathLike[str] | None = None,
+         separated: bool = False) -> Dataset:
+  """Loads a prepared dataset; prepares the embedded ones (`names.EMBEDDED`) first.
 
   Args:
     name: 'digits', 'pystdlib', or a name that `python -m data.prepare` has prepared.
     data_dir: default $ACTNORM_DATA_DIR, else ~/.cache/actnorm-lab/data.
+    separated: of tokens, whether the token `vocab` is put behind every document, which then
+      counts in `vocab`. Documents are the records of the prepared data: files of `pystdlib`.
 
   Raises:
     DataError: an unknown name, one that is not prepared (with the command that prepares it), or
@@ -65,12 +68,30 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
                     'recorded one; remove the directory and prepare it again')
   inputs.flags.writeable = labels.flags.writeable = False
   ranges = {split: tuple(bounds) for split, bounds in metadata['ranges'].items()}
+  vocab = metadata['vocab']
+  if separated and metadata['kind'] != 'tokens':
+    raise DataError(f'{name}: images are no documents with a separator between them')
+  if separated:
+    inputs, ranges = _separated(inputs, ranges, builders.lengths(records), vocab)
+    vocab += 1
   return Dataset(
       name=name, kind=metadata['kind'], inputs=inputs, labels=labels,
       num_classes=metadata['num_classes'],
       official=ranges if metadata['official'] else {},
       sha256=metadata['sha256'], mean=metadata['mean'], std=metadata['std'],
-      vocab=metadata['vocab'])
+      vocab=vocab)
+
+
+def _separated(tokens: np.ndarray, ranges: dict[str, tuple[int, int]], lengths: np.ndarray,
+               separator: int) -> tuple[np.ndarray, dict[str, tuple[int, int]]]:
+  """The tokens with one more behind each document, and the splits' ranges among them."""
+  ends = np.cumsum(lengths)
+  wide = tokens.astype(np.promote_types(tokens.dtype, np.min_scalar_type(separator)))
+  inputs = np.insert(wide, ends, separator)
+  inputs.flags.writeable = False
+  # A split begins behind as many separators as there are documents before it.
+  return inputs, {split: tuple(int(at + np.searchsorted(ends, at, 'right')) for at in bounds)
+                  for split, bounds in ranges.items()}
 
 
 def prepared_directory(
@@ -83,12 +104,14 @@ def prepared_directory(
   from data import builders, digits, stdlib_text
 
   root = directories.data_directory(data_dir)
-  embedded = {'digits': digits, 'pystdlib': stdlib_text}
-  directory = builders.place(stdlib_text.directory_name() if name == 'pystdlib' else name, root)
+  embedded = {'digits': digits.read, 'pystdlib': stdlib_text.read,
+              'pydoc_topics': stdlib_text.read_topics}
+  directory = builders.place(
+      name if name == 'digits' or name not in embedded else stdlib_text.directory_name(name), root)
   if not directory.is_dir():
     if name not in embedded:
       raise DataError(_not_prepared(name, root))
-    builders.write(embedded[name].read(), root)
+    builders.write(embedded[name](), root)
   return directory
 
 

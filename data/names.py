@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-EMBEDDED = ('digits', 'pystdlib')  # prepared by their first use
+EMBEDDED = ('digits', 'pystdlib', 'pydoc_topics')  # prepared by their first use
 ARCHIVES = ('mnist', 'fashion_mnist', 'cifar10', 'cifar100')
 DATASETS = (*EMBEDDED, *ARCHIVES, 'text')
 

@@ -110,7 +110,8 @@ def _read(options: argparse.Namespace):
 
   name, source = options.dataset, options.source
   if name in EMBEDDED:
-    return {'digits': digits, 'pystdlib': stdlib_text}[name].read()
+    return {'digits': digits.read, 'pystdlib': stdlib_text.read,
+            'pydoc_topics': stdlib_text.read_topics}[name]()
   full_name = f'{name}-{options.variant}' if options.variant else name
   if name == 'text':
     records, vocab, form = text.read_text(source, options.tokenizer, options.bpe)

@@ -72,7 +72,7 @@ class StudyData:
     """
     self.request = request
     self.data_dir = data_dir or None
-    dataset = load_dataset(request.dataset, self.data_dir)
+    dataset = load_dataset(request.dataset, self.data_dir, request.separated)
     if dataset.kind != request.kind:
       raise UserError(f'config.dataset: {dataset.name} is {_KINDS[dataset.kind]}; this study takes '
                       f'{_KINDS[request.kind]}')

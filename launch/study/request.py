@@ -17,6 +17,7 @@ class DataRequest:
     eval_most: examples of a set that are evaluated, evenly spaced; 0 for all.
     window: tokens per example, for text.
     kind: what the study's models read, 'images' or 'tokens' (text).
+    separated: of text, whether a token of its own stands behind every document.
     beside: further data, by the names under which cohorts ask for it (`Cohort.data`).
   """
 
@@ -27,6 +28,7 @@ class DataRequest:
   eval_most: int = 0
   window: int = 128
   kind: str = 'images'
+  separated: bool = False
   beside: tuple[tuple[str, DataRequest], ...] = ()
 
   def __post_init__(self):

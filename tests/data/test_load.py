@@ -103,6 +103,27 @@ def test_pystdlib_rules(tmp_path):
     stdlib_text.read(tmp_path, limit=250)
 
 
+def test_a_separator_stands_behind_every_document(pystdlib):
+  separated = load('pystdlib', separated=True)
+  assert separated.vocab == 257 and separated.inputs.dtype == np.uint16
+  records = stdlib_text.read().inputs
+  for split, documents in records.items():
+    tokens = separated.inputs[slice(*separated.official[split])]
+    assert tokens[-1] == 256 and (tokens == 256).sum() == len(documents)
+    np.testing.assert_array_equal(tokens[:len(documents[0]) + 1], [*documents[0], 256])
+    np.testing.assert_array_equal(tokens[tokens < 256],
+                                  pystdlib.inputs[slice(*pystdlib.official[split])])
+
+
+def test_pydoc_topics_are_no_part_of_pystdlib(pystdlib):
+  topics = load('pydoc_topics')
+  assert topics.vocab == 256 and len(topics.inputs) > 100_000
+  assert topics.official['test'][1] == len(topics.inputs)
+  assert topics.inputs[:2000].tobytes() not in pystdlib.inputs.tobytes()
+  with pytest.raises(DataError, match='topics.py: cannot be read'):
+    stdlib_text.read_topics(Path('/nowhere'))
+
+
 def test_tfds_alone_reads_the_same(tmp_path):
   """The decoding of records here against TFDS's own."""
   content = image_content('plain')
@@ -152,7 +173,8 @@ def test_a_name_that_nothing_makes(tmp_path, name, near):
   with pytest.raises(DataError) as error:
     load(name, tmp_path)
   assert str(error.value) == (
-    f'unknown data set {name!r}{near}; prepared are digits, pystdlib, text-shakespeare (in '
+    f'unknown data set {name!r}{near}; prepared are digits, pydoc_topics, pystdlib, '
+    f'text-shakespeare (in '
     f'{tmp_path}); python -m data.prepare makes mnist, fashion_mnist, cifar10, cifar100, text and '
     'tfds:NAME')
 
