@@ -25,7 +25,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-NEVER = 2**30  # an event that does not come; the rank of a site that is kept
+from model_lib.models.removable import NEVER
 
 # Defaults of the swept numbers; whole ones are steps, `tolerance` and `spike` are in nats.
 SETTINGS: Mapping[str, int | float] = {

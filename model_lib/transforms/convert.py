@@ -141,16 +141,18 @@ def centre_tree(variables, sites: Sequence[NormSite]) -> dict:
   return {**variables, 'params': unflatten(flat)}
 
 
-def fold_frozen_tree(variables, sites: Sequence[NormSite], sigmas: Mapping[str, Any]) -> dict:
+def fold_frozen_tree(variables, sites: Sequence[NormSite], sigmas: Mapping[str, Any],
+                     centred: bool = True) -> dict:
   """Folds g (x - mean(x)) / sigma + b, a LayerNorm whose deviation is frozen; the norms leave.
 
-  W' = C diag(g / sigma) W and b' = b_map + b W with C = I - 11'/D.
+  W' = C diag(g / sigma) W and b' = b_map + b W with C = I - 11'/D; for an RMSNorm without C.
 
   Args:
     variables: a tree {'params': ...}.
     sites: the norms to fold, each read by linear maps alone.
     sigmas: by path of the norm; a number, or one for each output column [n_out] of its only
       consumer, as where queries and keys were frozen apart from values.
+    centred: whether the norms take the mean out; RMSNorm does not.
 
   Raises:
     UserError: something else reads a norm, or a consumer shares its numbers.
@@ -161,7 +163,7 @@ def fold_frozen_tree(variables, sites: Sequence[NormSite], sigmas: Mapping[str, 
     sigma = np.asarray(sigmas[site.path], np.float64)
     scale = gain / sigma if sigma.ndim == 0 else gain[:, None] / sigma[None]
     flat = _into_consumers(flat, site, scale, bias)
-    for m in site.consumers:
+    for m in site.consumers if centred else ():
       flat = centre_input(flat, m)
     flat = _without(flat, site)
   return {**variables, 'params': unflatten(flat)}

@@ -16,6 +16,7 @@ from model_lib.errors import UserError
 from model_lib.transforms.wiring import Map
 
 Flat = Mapping[str, np.ndarray]
+TABLES = ('table', 'embedding')  # names of a table of vectors, here and in Hugging Face's layout
 
 
 def flatten(tree) -> dict[str, np.ndarray]:
@@ -27,6 +28,33 @@ def flatten(tree) -> dict[str, np.ndarray]:
 def unflatten(flat: Flat) -> dict:
   """The tree of `flatten`."""
   return flax.traverse_util.unflatten_dict(dict(flat), sep='/')
+
+
+def unstack(flat: Flat, root: str) -> dict[str, np.ndarray]:
+  """The layers that a scan over `root` stacked on a first axis, apart: h/attn/kernel [L, ...]
+  becomes h/0/attn/kernel, h/1/attn/kernel ..."""
+  apart = {}
+  for path, leaf in flat.items():
+    below = path.removeprefix(f'{root}/')
+    parts = {path: leaf} if below == path else {
+      f'{root}/{i}/{below}': layer for i, layer in enumerate(leaf)}
+    apart.update(parts)
+  return apart
+
+
+def stack(flat: Flat, root: str) -> dict[str, np.ndarray]:
+  """The reverse of `unstack`; all layers have the same leaves."""
+  stacked, layers = {}, {}
+  for path, leaf in flat.items():
+    top, _, below = path.partition('/')
+    if top != root:
+      stacked[path] = leaf
+      continue
+    i, _, rest = below.partition('/')
+    layers.setdefault(rest, {})[int(i)] = leaf
+  for rest, by_layer in layers.items():
+    stacked[f'{root}/{rest}'] = np.stack([by_layer[i] for i in range(len(by_layer))])
+  return stacked
 
 
 def absorb_before(flat: Flat, m: Map, scale, shift) -> dict[str, np.ndarray]:
@@ -67,7 +95,7 @@ def centre_output(flat: Flat, m: Map) -> dict[str, np.ndarray]:
   Raises:
     UserError: the numbers are shared.
   """
-  leaf = 'table' if f'{m.path}/table' in flat else 'kernel'
+  leaf = _weights(flat, m.path)
   weights, bias = _own(flat, m, leaf), _bias(flat, m)
   return _put(flat, m, leaf, weights - weights.mean(-1, keepdims=True), bias - bias.mean())
 
@@ -88,11 +116,12 @@ def untie(flat: Flat, table: str = 'embedding', head: str = 'head') -> dict[str,
   Raises:
     UserError: there is no such table, or the readout has numbers already.
   """
-  if f'{table}/table' not in flat:
+  leaf = _weights(flat, table)
+  if leaf == 'kernel':
     raise UserError(f'untie: there is no {table}/table')
   if f'{head}/kernel' in flat:
     raise UserError(f'untie: {head} has a kernel of its own already')
-  weights = np.asarray(flat[f'{table}/table'])
+  weights = np.asarray(flat[f'{table}/{leaf}'])
   return {**flat, f'{head}/kernel': weights.T.copy(),
           f'{head}/bias': np.zeros(weights.shape[0], weights.dtype)}
 
@@ -104,13 +133,17 @@ def _own(flat: Flat, m: Map, leaf: str) -> np.ndarray:
   return np.asarray(flat[f'{m.path}/{leaf}'], np.float64)
 
 
+def _weights(flat: Flat, path: str) -> str:
+  """The name of a map's matrix: of a table of vectors, or of a kernel."""
+  return next((leaf for leaf in TABLES if f'{path}/{leaf}' in flat), 'kernel')
+
+
 def _bias(flat: Flat, m: Map) -> np.ndarray:
   """The bias, zeros where there is none."""
   path = f'{m.path}/bias'
   if path in flat:
     return np.asarray(flat[path], np.float64)
-  leaf = 'table' if f'{m.path}/table' in flat else 'kernel'
-  return np.zeros(flat[f'{m.path}/{leaf}'].shape[-1])
+  return np.zeros(flat[f'{m.path}/{_weights(flat, m.path)}'].shape[-1])
 
 
 def _put(flat: Flat, m: Map, leaf: str, weights, bias) -> dict[str, np.ndarray]:

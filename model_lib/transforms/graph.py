@@ -18,7 +18,6 @@ from jax.extend import core
 import numpy as np
 
 _ROOTS = ('rsqrt', 'sqrt', 'cbrt', 'pow', 'log')
-_LOOPS = ('scan', 'while')
 _OPAQUE = ('pure_callback', 'io_callback', 'ffi_call', 'custom_call')
 _SHAPE_ONLY = ('broadcast_in_dim', 'reshape', 'squeeze', 'stop_gradient', 'copy',
                'convert_element_type', 'expand_dims')
@@ -67,7 +66,7 @@ def _walk(jaxpr, data_in: list[bool], scope: str) -> tuple[list[Finding], list[b
       known = _inputs_of(eqn, body, inputs)
       found, results = _walk(body, known, here)
       findings += found
-      if len(inner) == 1 and name not in _LOOPS and len(results) == len(outputs):
+      if len(inner) == 1 and name != 'while' and len(results) == len(outputs):
         outputs = results
     if any(inputs) and not inner and _normalizes(eqn, inputs, made):
       findings.append(Finding(name, here, tuple(eqn.outvars[0].aval.shape)))
@@ -87,13 +86,27 @@ def _bodies(eqn):
 
 
 def _inputs_of(eqn, body, inputs: list[bool]) -> list[bool]:
-  """Which inputs of the body are data; in a loop all are as soon as one is (the carry)."""
-  if eqn.primitive.name not in _LOOPS:
-    if len(body.invars) == len(inputs):
-      return inputs
-    if eqn.primitive.name == 'cond' and len(body.invars) == len(inputs) - 1:
-      return inputs[1:]
+  """Which inputs of the body are data; in a `while` all are as soon as one is (the carry)."""
+  name = eqn.primitive.name
+  if name == 'scan':
+    return _carried(eqn, body, inputs)
+  if name != 'while' and len(body.invars) == len(inputs):
+    return inputs
+  if name == 'cond' and len(body.invars) == len(inputs) - 1:
+    return inputs[1:]
   return [any(inputs)] * len(body.invars)
+
+
+def _carried(eqn, body, inputs: list[bool]) -> list[bool]:
+  """The same for a scan: what is data in the carry after a step is so before the next one."""
+  first, carried = eqn.params['num_consts'], eqn.params['num_carry']
+  known = list(inputs)
+  while True:
+    after = _walk(body, known, '')[1][:carried]
+    merged = [a or b for a, b in zip(known[first:first + carried], after, strict=True)]
+    if merged == known[first:first + carried]:
+      return known
+    known[first:first + carried] = merged
 
 
 def _normalizes(eqn, inputs: list[bool], made: dict) -> bool:

@@ -18,13 +18,13 @@ import dataclasses
 import math
 
 from model_lib.errors import UserError
+from model_lib.models.removable import NEVER
 from model_lib.spec import Call, nearest, parse
 from model_lib.transforms.recipes import PAPER
 
 # The groups in the paper's order; queries and keys, and values, read the same LayerNorm.
 GROUPS = ('mlp', 'qk', 'v', 'final')
 GAPS = {'mlp': 2, 'qk': 2, 'v': 3}  # between layers, times a common factor
-NEVER = 2**30
 _ORDERS = {'staged': GROUPS, 'reversed': GROUPS[::-1], 'qk_first': ('qk', 'mlp', 'v', 'final')}
 _NAMES = (*_ORDERS, 'at_once', 'final_only', 'keep_final', 'sham', 'paper', 'never')
 

@@ -18,7 +18,7 @@ class Map:
 
   Attributes:
     path: of its parameters: `kernel` [..., n_in, n_out] (a convolution's is [kh, kw, n_in, n_out])
-      or `table` [rows, n_out], and maybe `bias` [n_out].
+      or `table`, `embedding` [rows, n_out], and maybe `bias` [n_out].
     multiplier: the factor of the forward pass.
     padded: whether it pads its input with zeros, as a convolution larger than 1x1 does.
     shared_with: path of what uses the same numbers (a tied embedding), or None.
@@ -89,6 +89,26 @@ def wiring(model, params) -> tuple[NormSite, ...]:
     raise UserError(f'surgery knows the placements pre and post, not {model.norm!r}; '
                     'describe the wiring as a list of NormSite')
   return makers[kind](model, params, placed.placement)
+
+
+def gpt2_wiring(depth: int, tied: bool, final: bool = True) -> tuple[NormSite, ...]:
+  """The norm sites of a `models.gpt2`, for its tree with the layers apart (`edits.unstack`).
+
+  Args:
+    depth: layers.
+    tied: whether the unembedding is the transposed `wte`; where it is, ln_f cannot be folded.
+    final: whether ln_f is one of them.
+  """
+  stream = [Map('wte', shared_with='lm_head' if tied else None), Map('wpe')]
+  found = []
+  for i in range(depth):
+    for norm, branch, reader in (('ln_1', 'attn', 'c_attn'), ('ln_2', 'mlp', 'c_fc')):
+      found.append(NormSite(f'h/{i}/{norm}', 'the residual stream', 'linear maps', tuple(stream),
+                            (Map(f'h/{i}/{branch}/{reader}'),)))
+      stream.append(Map(f'h/{i}/{branch}/c_proj'))
+  head = Map('lm_head', shared_with='wte' if tied else None)
+  last = NormSite('ln_f', 'the residual stream', 'linear maps', tuple(stream), (head,))
+  return (*found, last) if final else tuple(found)
 
 
 def _mlp(model, params, placement: str) -> tuple[NormSite, ...]:

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 import pytest
 
 from model_lib.errors import UserError
+from model_lib.models.removable import NEVER
 from model_lib.transforms import removal
 from model_lib.transforms.recipes import CONTEXT, PAPER
-from model_lib.transforms.removal import NEVER, schedule, sites
+from model_lib.transforms.removal import schedule, sites
 
 
 def events(text, depth=2, steps=100):

@@ -36,6 +36,10 @@ NORMS = {
   'scan': lambda x: jax.lax.scan(lambda c, _: (c * jax.lax.rsqrt(SQUARE(c)), None), x, None, 2)[0],
   'scan, from the second step': lambda x: jax.lax.scan(
     lambda c, v: (v, jax.lax.rsqrt(c)), jnp.ones((3,)), x)[1],
+  'scan, by what is scanned over': lambda x: jax.lax.scan(
+    lambda c, v: (c, v / SQUARE(v)), jnp.ones(3), x)[1],
+  'after a scan': lambda x: (lambda c: c / SQUARE(c))(
+    jax.lax.scan(lambda c, v: (c + v, None), jnp.ones(3), x)[0]),
   'while': lambda x: jax.lax.while_loop(
     lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] / SQUARE(c[1])), (0, x))[1],
   'cond': lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x, lambda x: x / SQUARE(x), x),
@@ -55,6 +59,10 @@ OTHERS = {
   'softmax in bfloat16': lambda x: jax.nn.softmax(x.astype(jnp.bfloat16), axis=-1),
   'a constant': lambda x: x / jnp.sqrt(3.0) + jax.lax.rsqrt(jnp.arange(1.0, 4.0)).reshape(1, -1),
   'a constant through jit': lambda x: jax.jit(lambda x, d: x / d)(x, jnp.sqrt(jnp.ones((1, 3)))),
+  'constants of a scan': lambda x: jax.lax.scan(
+    lambda c, w: (c / w, jnp.sqrt(w)), x, jnp.arange(1.0, 5.0))[0],
+  'a constant carried beside the data': lambda x: x / jnp.sqrt(jax.lax.scan(
+    lambda c, w: ((c[0] + w, c[1] + w), c[1]), (x, jnp.ones(())), jnp.arange(1.0, 5.0))[1][0]),
   'a mean': lambda x: x - jnp.mean(x, -1, keepdims=True),
   'activations': lambda x: (jax.nn.gelu(x) + jax.nn.gelu(x, approximate=False) + jax.nn.silu(x)
                             + jax.nn.softplus(x) + jnp.tanh(x) + x ** 3),
