@@ -4,6 +4,9 @@
 give a `Converted`: the new model, its variables, and a report of how far the two functions are
 apart on `inputs`, in float32 and in float64. What cannot be done is refused in one line.
 
+For LayerNorms that a GPT-2 lost in training: `removal.schedule` says when each becomes linear,
+and `gpt2_export.fold` and `trick` write the model without them.
+
 They rest on functions of plain trees, for models of your own: `NormSite` and `Map` say where the
 norms stand and which linear maps are around them, `wiring` derives it for the models here.
 """

@@ -23,7 +23,6 @@ from model_lib.models import removable
 from model_lib.transforms import edits
 from model_lib.transforms.convert import fold_frozen_tree
 from model_lib.transforms.graph import Finding, find_normalizations
-from model_lib.transforms.removal import sites
 from model_lib.transforms.report import TOLERANCES, Report, compare
 from model_lib.transforms.wiring import gpt2_wiring
 
@@ -162,19 +161,7 @@ def real_sites(model, variables) -> tuple[str, ...]:
   if not getattr(model, 'removable', False):
     raise UserError(f'{type(model).__name__}: an export needs a GPT2 with removable=True, whose '
                     'norms have become linear in training')
-  gates = jax.tree.map(np.atleast_1d, _gates(variables['hp'], variables['norm_state']['calls']))
-  return tuple(site.path for site in sites(model.depth) if gates[site.group][site.place] != 0)
-
-
-@jax.jit
-def _gates(hp, calls) -> dict[str, jax.Array]:
-  """g of the norm sites at inference, by group: qk, v, mlp [L], final []."""
-  control = removable.Control(
-    (calls - 1) // hp['calls_per_step'], calls == 0, hp['enabled'] != 0, jnp.asarray(hp['taper']),
-    hp['ema'], hp['sigma_factor'], hp['aux_every'], hp['aux_target'])
-  events = {**{group: hp['h'][f'event_{group}'] for group in ('qk', 'v', 'mlp')},
-            'final': hp['event_final']}
-  return {group: removable.gate(control, event) for group, event in events.items()}
+  return tuple(path for path, g in removable.gates(variables).items() if g != 0)
 
 
 def fold_tree(variables, norm: str, tied: bool, keep_final: bool) -> dict:

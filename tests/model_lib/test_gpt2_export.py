@@ -247,8 +247,8 @@ def test_sites_that_are_real_are_named() -> None:
       ({'event_final': np.int32(8)}, ('ln_f',)),
       ({'event_qk': np.array([8, 7, 7])}, ('h.0.ln_1.qk',)),
       ({'taper': np.float32(3.0), 'event_mlp': np.array([4, 5, 7])}, (
-        'h.1.ln_2', 'h.2.ln_2', *(f'h.{i}.ln_1.{p}' for p in ('qk', 'v') for i in range(3)),
-        'ln_f')),
+        'h.0.ln_1.qk', 'h.0.ln_1.v', 'h.1.ln_1.qk', 'h.1.ln_1.v', 'h.1.ln_2', 'h.2.ln_1.qk',
+        'h.2.ln_1.v', 'h.2.ln_2', 'ln_f')),
       ({'calls_per_step': np.int32(2)}, None), ({'enabled': np.int32(0)}, None)):
     changed = with_hp(variables, **values)
     real = export.real_sites(model, changed)
