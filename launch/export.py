@@ -43,8 +43,8 @@ def export(workdir: str, member: int, form: str, out: str) -> str:
   exported = getattr(gpt2_export, form)(model, variables, tokens)
   if not exported.report.equal:
     first = str(exported.report.precisions).replace('\n', '; ')
-    raise UserError(f'{workdir}: member {member}: the {form} is not shown to be the '
-                    f'trained model ({first}; with real norms {exported.report.control:.1e}); nothing is written')
+    raise UserError(f'{workdir}: member {member}: the {form} is not shown to be the trained model '
+                    f'({first}; with real norms {exported.report.control:.1e}); nothing is written')
   save_gpt2(out, exported.model, exported.variables)
   reason = not_stock(exported.model)
   reader = (f'model_lib.interop.load_gpt2 reads it; transformers does not, as {reason}' if reason
