@@ -122,6 +122,9 @@ class CohortRunner:
       def reached(step: int, chunks: list) -> None:
         with self.stop.busy('evaluating'):
           self._evaluate(program, plan, chunks, prepared, step, first_member)
+          if step in cohort.keep_at:
+            self._save(records.networks(self.workdir, cohort.name, step), join_chunks(
+                chunks, len(cohort.members)))
 
       try:
         chunks = loop.train(
@@ -159,7 +162,7 @@ class CohortRunner:
     spec = data.complete(cohort.model)
     described = dataclasses.asdict(dataclasses.replace(
         cohort, name='', model=spec, members=(), time_by='', time_reference=None, start='',
-        fresh=()))
+        fresh=(), evaluate_at=(), keep_at=()))
     shapes = {name: (array.shape, str(array.dtype)) for name, array in prepared.arrays.items()}
     key = json.dumps([described, shapes, prepared.n_streams, prepared.steps_per_call,
                       dataclasses.asdict(prepared.task)], sort_keys=True, default=list)
@@ -264,6 +267,10 @@ class CohortRunner:
           column[line['member'] - first_member] = line[name]
     return found
 
+  def _save(self, path, state) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    save_final(path, {'params': state.params, 'hp': state.hp, 'collections': state.collections})
+
   def _finish(self, population, prepared, chunks, results, costs, first_member,
               config_number) -> dict[str, Any]:
     """Writes the cohort's final parameters, and, last, its record."""
@@ -273,9 +280,7 @@ class CohortRunner:
     rows = [{'member': first_member + i, **row, 'config': config_number}
             for i, row in enumerate(_rows(population, prepared, state.diverged_step, results,
                                           costs))]
-    final = records.cohort_directory(self.workdir, cohort.name) / 'final'
-    shutil.rmtree(final, ignore_errors=True)
-    save_final(final, {'params': state.params, 'hp': state.hp, 'collections': state.collections})
+    self._save(records.networks(self.workdir, cohort.name), state)
     finished = {
         'name': cohort.name, 'fingerprint': cohort.fingerprint(), 'first_member': first_member,
         'model': dataclasses.asdict(self.data.of(cohort).complete(cohort.model)),

@@ -33,11 +33,11 @@ class Trained:
   task: Mapping[str, Any]
 
 
-def load_cohort(workdir: Workdir, cohort: str) -> Trained:
-  """The networks of a cohort that is finished.
+def load_cohort(workdir: Workdir, cohort: str, step: int | None = None) -> Trained:
+  """The networks of a cohort that is finished; with `step` as they were there (`Cohort.keep_at`).
 
   Raises:
-    UserError: it is not, or its files are damaged.
+    UserError: it is not finished, kept none at that step, or its files are damaged.
   """
   from model_lib import models
   import model_lib.search.engines  # enters table, bytecode and expression among the activations
@@ -48,7 +48,7 @@ def load_cohort(workdir: Workdir, cohort: str) -> Trained:
     raise UserError(f'{workdir.path}: no cohort {cohort} is finished')
   if finished['model'] is None:
     raise UserError(f'{workdir.path}: {cohort} is a measurement, for which nothing was trained')
-  final = load_final(records.cohort_directory(workdir, cohort) / 'final', None)
+  final = load_final(records.networks(workdir, cohort, step), None)
   variables = {'params': final['params'], 'hp': final['hp'].get('model', {}),
                **final.get('collections', {})}
   spec = finished['model']

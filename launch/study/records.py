@@ -68,6 +68,11 @@ class Record:
                       'start again in another --workdir') from e
 
 
+def networks(workdir: Workdir, cohort: str, step: int | None = None) -> Path:
+  """Directory of a cohort's networks: the trained ones, or those kept at a step on the way."""
+  return cohort_directory(workdir, cohort) / ('final' if step is None else f'kept_{step}')
+
+
 def without_io(config: Mapping[str, Any]) -> dict[str, Any]:
   """The part of a config that decides results."""
   return {k: v for k, v in config.items() if k != 'io'}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import re
 import shutil
 import time
@@ -159,7 +160,7 @@ class Runner:
     with self.stop.busy(f'measuring {item.name}'):
       self.workdir.write_status('running', step=0, cohort=item.name)
       say(f'measuring {item.name}')
-      given = Given(self.data, lambda name: load_cohort(self.workdir, name), self._rows_of)
+      given = Given(self.data, functools.partial(load_cohort, self.workdir), self._rows_of)
       rows = [{'member': len(self.rows) + i, 'run': item.name, **row}
               for i, row in enumerate(item.compute(given, **item.arguments))]
       finished = {'name': item.name, 'fingerprint': item.fingerprint(),

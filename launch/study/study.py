@@ -26,12 +26,13 @@ class Given:
 
   Attributes:
     data: the study's data, or None where it has none.
-    trained: name of a finished cohort -> its networks (`launch.study.load.Trained`).
+    trained: name of a finished cohort (and a step of its `keep_at`) -> its networks
+      (`launch.study.load.Trained`).
     rows: names of finished cohorts and measurements -> their rows.
   """
 
   data: StudyData | None
-  trained: Callable[[str], Trained]
+  trained: Callable[..., Trained]
   rows: Callable[[Sequence[str]], pd.DataFrame]
 
 
@@ -115,6 +116,8 @@ class Study:
     config: the frozen dataclass type of its config; it has the fields `engine`
       (EngineConfig) and `io` (IoConfig).
     presets: name -> {'field.sub': value}.
+    preset_notes: name of a preset -> lines that --list prints below it, such as what of the paper
+      is not there.
     data: config -> DataRequest, or None where nothing is trained and no data is read.
     cohorts: config -> generator. It yields a list of cohorts and measurements and is sent their
       finished rows as a DataFrame, in their order, so that later cohorts may be
@@ -137,3 +140,4 @@ class Study:
   claims: Callable[[Any], Sequence[Any]] = lambda config: ()
   check: Callable[[Any], None] = lambda config: None
   extendable: tuple[str, ...] = ()
+  preset_notes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)

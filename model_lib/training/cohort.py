@@ -101,6 +101,7 @@ class Cohort:
       which holds it where it is no member of this cohort.
     evaluate_at: steps before the last, ascending, at which the members are evaluated as well;
       their rows get columns like val_loss_at_30.
+    keep_at: those of them at which the networks are kept too (`launch.study.load.load_cohort`).
     data: name of further data that the study reads, which this cohort trains on; '' for the
       study's own.
     start: where the parameters come from at step 0: '' for the initialization; 'cohort:NAME' for
@@ -118,6 +119,7 @@ class Cohort:
   time_by: str = ''
   time_reference: tuple[str, ModelSpec] | None = None
   evaluate_at: tuple[int, ...] = ()
+  keep_at: tuple[int, ...] = ()
   data: str = ''
   start: str = ''
   fresh: tuple[str, ...] = ()
@@ -127,12 +129,15 @@ class Cohort:
     if any(not 0 < a < b for a, b in itertools.pairwise(marks)):
       raise ValueError(f'cohort {self.name}: evaluate_at {self.evaluate_at} must ascend between 0 '
                        f'and {self.steps}')
+    if not set(self.keep_at) <= set(self.evaluate_at):
+      raise ValueError(f'cohort {self.name}: keep_at {self.keep_at} has steps that are not in '
+                       f'evaluate_at, {self.evaluate_at}')
 
   def fingerprint(self) -> str:
     """SHA-256 of the cohort as a study describes it; data and plan are checked on their own."""
     described = dataclasses.asdict(self)
     # A field that came later is left out where it is not used: older checkpoints stay good.
-    _drop(described, Cohort, ('evaluate_at', 'data', 'start', 'fresh'))
+    _drop(described, Cohort, ('evaluate_at', 'keep_at', 'data', 'start', 'fresh'))
     _drop(described['optimizer'], OptimizerSpec,
           ('final', 'horizon', 'clip', 'decayed', 'trained', 'micro_batches'))
     for member in described['members']:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,10 +15,13 @@ from launch.study import config as config_lib
 from launch.study.load import load_cohort
 from launch.study.records import Record
 from launch.study.runner import Runner
+from launch.study.start import started
 from launch.study.workdir import Workdir
+from model_lib.errors import UserError
 from model_lib.training.cohort import Cohort, Member, ModelSpec
 from model_lib.training.loop import Preempted
 from model_lib.training.population import Population
+from model_lib.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +81,7 @@ def start(path: Path, data, *lists, stop: Preemption | None = None):
 def whole(tmp_path_factory, data):
   """(workdir, rows) of a run that was evaluated on the way and never stopped."""
   path = tmp_path_factory.mktemp('whole') / 'run'
-  return path, start(path, data, [cohort('a', evaluate_at=(3, 8))])
+  return path, start(path, data, [cohort('a', evaluate_at=(3, 8), keep_at=(8,))])
 
 
 def test_an_evaluation_on_the_way_is_that_of_a_shorter_run(tmp_path, data, whole):
@@ -99,6 +103,47 @@ def test_stopped_at_or_after_a_mark_and_resumed(tmp_path, data, whole, mark):
   resumed = start(path, data, [cohort('a', evaluate_at=(3, 8))])
   assert resumed.equals(whole[1])
   assert (path / 'metrics.jsonl').read_bytes() == (whole[0] / 'metrics.jsonl').read_bytes()
+
+
+def parameters(path, name, step=None):
+  return jax.tree.map(np.asarray, load_cohort(Workdir(path), name, step).variables['params'])
+
+
+def test_networks_kept_on_the_way_are_those_of_a_shorter_run(tmp_path, data, whole):
+  short = tmp_path / 'run'
+  start(short, data, [cohort('a', steps=8)])
+  jax.tree.map(np.testing.assert_array_equal, parameters(whole[0], 'a', 8), parameters(short, 'a'))
+  assert any((a != b).any() for a, b in zip(
+      *(jax.tree.leaves(parameters(whole[0], 'a', step)) for step in (8, None)), strict=True))
+  with pytest.raises(UserError, match='kept_3'):
+    load_cohort(Workdir(whole[0]), 'a', 3)
+  with pytest.raises(ValueError, match='keep_at'):
+    cohort('a', evaluate_at=(3,), keep_at=(8,))
+
+
+def test_a_cohort_begins_where_another_ended(tmp_path, data):
+  """With a learning rate of 0 it stays there; each run begins from the one that it names."""
+  still = cohort('b', steps=2)
+  still = dataclasses.replace(still, start='cohort:a', members=tuple(
+      dataclasses.replace(m, start=1 - i, hp={**m.hp, 'learning_rate': 0.0})
+      for i, m in enumerate(still.members[:2])))
+  path = tmp_path / 'run'
+  start(path, data, [cohort('a', steps=4), still])
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1::-1], b),
+               parameters(path, 'a'), parameters(path, 'b'))
+  state = TrainState(*[None] * 7).replace(params=parameters(path, 'b'))
+  other = state.replace(params={'hidden_9': {'kernel': np.zeros((2, 3, 5))}})
+  for changes, at, message in (
+      ({'start': 'cohort:c'}, state, 'no cohort c is finished'),
+      ({'start': 'somewhere'}, state, "neither 'cohort:NAME' nor"),
+      ({}, other, r'b: its parameter hidden_9/kernel has shape \(3, 5\); cohort:a has none'),
+      ({'members': (dataclasses.replace(still.members[0], start=9),)}, state,
+       'begins from number 9 of cohort:a, which has 3')):
+    with pytest.raises(UserError, match=message):
+      started([at], dataclasses.replace(still, **changes), 2, Workdir(path))
+  # What is named as fresh stays as it was initialized.
+  kept, = started([other], dataclasses.replace(still, fresh=('hidden_9',)), 2, Workdir(path))
+  np.testing.assert_array_equal(kept.params['hidden_9']['kernel'], 0)
 
 
 def test_marks_are_between_the_first_and_the_last_step():
