@@ -20,6 +20,7 @@ from model_lib import spec as spec_lib
 from model_lib.errors import UserError
 
 Leaves = dict[str, np.ndarray]
+KEPT = 1024  # candidates whose leaves an engine keeps: those of a generation, encoded ahead
 
 
 class SweptActivation(abc.ABC):

@@ -13,15 +13,16 @@ matters most (and its mirror image) to a knot; the others are moved to the neare
 up to half an interval times the jump of f'. Beyond the limit f goes on as a line. The derivative is
 the polynomial's.
 
-Processor time of a step on a CPU, in us, for an MLP 64-64-64-10 at batch 128 under lax.map: ReLU
-135, SiLU 148, this table 191, and as much with a fifth of the rows (memory does not bound it). Half
-of the difference is the loop that gathers rows, entry by entry: 0.7 ns for a row of four numbers,
-and nearly as much for its index, which XLA computes inside that loop; the rest are the polynomials.
-Uniform knots took 207, their index by multiplication, floor and conversion to an integer. Slower
-than one gather of rows were four of single numbers (+90), one flat array (+100) and complex numbers
-(+50). Of no use were a barrier around the index (removed before loops are fused) and int16. Fusions
-with more operations than bytes are cut in two for XLA's thread pool, at 20 us each, although both
-cores are busy; reading rows of four keeps these below that limit.
+What it costs on a CPU, by XLA's own profile of its loops (AMD EPYC, one core): per layer of 128 x
+64 entries 2.5 us for index and t, 5.1 for the gather of rows, 2.1 for f and 2.9 for f' times the
+cotangent, where ReLU takes 2. The gather goes entry by entry, 0.6 ns for a row of four numbers,
+with a fifth of the rows too: memory does not bound it. A step of an MLP 64-64-64-10 is 97 us with
+ReLU, 80 of them matrix products, and 118 with the table. Index and t inside the loops that use them
+took 5 us more, signed indices 1.3. Slower than one gather of rows were four of single numbers, one
+flat array and complex numbers; of no use were a barrier around the index (removed before loops are
+fused), int16 and uniform knots. Fusions with more operations than bytes are cut in two for XLA's
+thread pool, at 20 us each, although both cores are busy: with the stretching, the loop of index and
+t would be one.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from model_lib.errors import UserError
-from model_lib.models.swept import Leaves, SweptActivation
+from model_lib.models.swept import KEPT, Leaves, SweptActivation
 from model_lib.search.engines import settings
 from model_lib.search.engines.kinks import Grid, Kink
 from model_lib.search.expression import Expression
@@ -84,13 +85,14 @@ class Table(SweptActivation):
 
   def apply(self, leaves: Mapping[str, jax.Array], params, x: jax.Array) -> jax.Array:
     stretched = x.astype(jnp.float32) * leaves['stretch']
-    return interpolate(leaves['table'], stretched, self.per_octave).astype(x.dtype)
+    return interpolate(leaves['table'], stretched, leaves['stretch'] > 0, self.per_octave
+                       ).astype(x.dtype)
 
   def gain(self) -> float:
     return 2**0.5  # of ReLU
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=KEPT)
 def _encoded(text: str, per_octave: int, limit: int) -> tuple[tuple[str, np.ndarray], ...]:
   table, stretch = coefficients(parse(text), per_octave, limit)
   table.flags.writeable = False  # it is shared
@@ -160,32 +162,51 @@ def _rows(knots: np.ndarray, starts: np.ndarray, near: np.ndarray, far: np.ndarr
   return np.concatenate([rows, [[near[-1], d_near[-1], 0, 0]]])
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def interpolate(table: jax.Array, x: jax.Array, per_octave: int) -> jax.Array:
-  """f(x) by the rows of `coefficients`; nan gives nan. The table has no derivative."""
-  (c0, c1, c2, c3), t = _located(table, x, per_octave)
-  return c0 + t * (c1 + t * (c2 + t * c3))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def interpolate(table: jax.Array, x: jax.Array, true: jax.Array, per_octave: int) -> jax.Array:
+  """f(x) by the rows of `coefficients`; nan gives nan. The table has no derivative.
+
+  `true` is a scalar that is true, but not when XLA compiles: see `_located`.
+  """
+  return _value(*_located(table, x, true, per_octave))
 
 
 @interpolate.defjvp
 def _interpolate_jvp(per_octave, primals, tangents):
-  (_, c1, c2, c3), t = _located(*primals, per_octave)
+  # Located once: XLA does not see that two branches are equal.
+  (c0, c1, c2, c3), t = _located(*primals, per_octave)
   slope = c1 + t * (2 * c2 + 3 * t * c3)
-  return interpolate(*primals, per_octave), slope * tangents[1]
+  return _value((c0, c1, c2, c3), t), slope * tangents[1]
 
 
-def _located(table: jax.Array, x: jax.Array, per_octave: int):
+def _value(coefficients, t: jax.Array) -> jax.Array:
+  c0, c1, c2, c3 = coefficients
+  return c0 + t * (c1 + t * (c2 + t * c3))
+
+
+def _located(table: jax.Array, x: jax.Array, true: jax.Array, per_octave: int):
   """The four coefficients at x, and t."""
-  dropped = _MANTISSA - int(np.log2(per_octave))
-  first = int(np.float32(2.0**_LEAST_EXPONENT).view(np.int32)) >> dropped
-  last = first + table.shape[0] // 2 - 1
-  bits = jax.lax.bitcast_convert_type(x, jnp.int32)
-  place = jnp.clip((bits & ~_SIGN) >> dropped, first, last)
-  row = place + jnp.where(bits < 0, table.shape[0] // 2 - first, -first)
-  start = jax.lax.bitcast_convert_type((place << dropped) | (bits & _SIGN), jnp.float32)
-  # Indices are never negative: the wrap-around of x[i] would be one more pass.
+  # In a branch of its own the index is computed in vectors. XLA would else fuse it with the loop
+  # that copies rows, entry by entry, and compute t again in each loop that reads it.
+  row, t = jax.lax.cond(
+      true, lambda: _row(x, table.shape[0] // 2, per_octave),
+      lambda: (jnp.zeros(x.shape, jnp.uint32), jnp.zeros(x.shape, jnp.float32)))
+  # Unsigned indices need no look below 0, and no wrap-around as x[i] has it.
   found = jax.lax.gather(
       table, row[..., None], jax.lax.GatherDimensionNumbers(
           offset_dims=(row.ndim,), collapsed_slice_dims=(0,), start_index_map=(0,)),
       (1, 4), mode='clip')
-  return [found[..., k] for k in range(4)], x - start
+  return [found[..., k] for k in range(4)], t
+
+
+def _row(x: jax.Array, half: int, per_octave: int) -> tuple[jax.Array, jax.Array]:
+  """The row of x, uint32, in a table of 2 half rows, and t."""
+  dropped = _MANTISSA - int(np.log2(per_octave))
+  first = int(np.float32(2.0**_LEAST_EXPONENT).view(np.int32)) >> dropped
+  last = first + half - 1
+  bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+  start = jnp.clip(bits & np.int32(0x7fffffff >> dropped << dropped), first << dropped,
+                   last << dropped)
+  row = (start >> dropped) + jnp.where(bits < 0, half - first, -first)
+  t = x - jax.lax.bitcast_convert_type(start | (bits & _SIGN), jnp.float32)
+  return row.astype(jnp.uint32), t
