@@ -6,13 +6,15 @@ imports on, compilation included:
   python -m launch.benchmark.candidates population|apart|eager FILE.json DATA.npz FIRST LAST STEPS
 
 The file is a list of [text, gain]. All sides train an MLP 64-64-64-10 (64 inputs, two hidden
-layers) on digits with Adam, 128 examples a step. `apart` is what a careful user would write for one
-expression, compiled anew for each; `eager` is PyTorch without a compiler, on one thread.
+layers) on digits with Adam, 128 examples a step, and then tell what a search asks for: the loss on
+the validation split. `apart` is what a careful user would write for one expression, compiled anew
+for each; `eager` is PyTorch without a compiler, on one thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 import json
 from pathlib import Path
 import sys
@@ -42,23 +44,37 @@ def cohort(candidates: Sequence[Candidate] | int, steps: int):
             for i, hp in enumerate(own)), steps, BATCH)
 
 
-def population(candidates: Sequence[Candidate], data: Path, steps: int) -> float:
-  """All candidates as members of one compiled population, metrics written; seconds."""
+def population(
+    candidates: Sequence[Candidate] | int, data: Path, steps: int) -> tuple[float, np.ndarray]:
+  """All candidates as members of one compiled population, metrics written.
+
+  Returns:
+    Seconds, and the validation loss of each.
+  """
   del data
   import jax
 
   from launch.benchmark import engine
   from model_lib.training import loop
   from model_lib.training.metrics import MetricsFile
+  from model_lib.training.population import evaluation_index
   start = time.perf_counter()
   setting = engine.prepare(cohort(candidates, steps))
-  with tempfile.TemporaryDirectory() as directory:
+  own, prepared = setting.population, setting.prepared
+  validation = prepared.evaluation_sets[0][1]
+  index, weight, sets = evaluation_index([validation], len(validation))
+  with (tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(1) as pool):
+    # The evaluation is compiled while the population trains.
+    evaluation = pool.submit(own.compile_evaluation, own.abstract(setting.plan.chunk),
+                             prepared.constant, index[None])
     metrics = MetricsFile(Path(directory) / 'metrics.jsonl')
-    chunks = loop.initial_chunks(setting.population, setting.plan)
-    jax.block_until_ready(setting.train(chunks, metrics))
+    chunks = jax.block_until_ready(
+        setting.train(loop.initial_chunks(own, setting.plan), metrics))
+    means, = loop.evaluate(own, setting.plan, evaluation.result(), chunks, prepared.routes,
+                           prepared.constant, index[None], weight[None], sets)
     metrics.sync()
     metrics.close()
-  return time.perf_counter() - start
+  return time.perf_counter() - start, means['loss']
 
 
 def weights(gain: float, inputs: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -77,8 +93,15 @@ def batches(train: np.ndarray, steps: int) -> np.ndarray:
   return order[:steps * BATCH].reshape(steps, BATCH).astype(np.int32)
 
 
-def apart(candidates: Sequence[Candidate], data: Path, steps: int) -> float:
-  """One compiled scan per candidate, in plain jax and optax, one after the other; seconds."""
+def apart(
+    candidates: Sequence[Candidate], data: Path, steps: int) -> tuple[float, np.ndarray]:
+  """One candidate after the other in plain jax and optax, each with a program of its own.
+
+  The program evaluates after each of its calls: a second program for it took a fifth longer.
+
+  Returns:
+    Seconds, and the validation loss of each.
+  """
   import jax
   import optax
 
@@ -87,37 +110,46 @@ def apart(candidates: Sequence[Candidate], data: Path, steps: int) -> float:
   start = time.perf_counter()
   inputs = (file['images'].reshape(len(file['images']), -1) - file['mean']) / file['std']
   x, y = jax.device_put((np.float32(inputs), file['labels'].astype(np.int32)))
-  index = batches(file['train'], steps)
+  index, validation = batches(file['train'], steps), file['val']
   optimizer = optax.adam(RATE)
 
-  def scan(expression):
+  def program(expression):
+    def mean_loss(params, index_b):
+      h = x[index_b]
+      for w, b in params[:-1]:
+        h = expression(h @ w + b)
+      w, b = params[-1]
+      return optax.softmax_cross_entropy_with_integer_labels(h @ w + b, y[index_b]).mean()
+
     def step(carry, index_b):
       params, state = carry
-
-      def mean_loss(params):
-        h = x[index_b]
-        for w, b in params[:-1]:
-          h = expression(h @ w + b)
-        w, b = params[-1]
-        return optax.softmax_cross_entropy_with_integer_labels(h @ w + b, y[index_b]).mean()
-
-      loss, grads = jax.value_and_grad(mean_loss)(params)
+      loss, grads = jax.value_and_grad(mean_loss)(params, index_b)
       updates, state = optimizer.update(grads, state)
       return (optax.apply_updates(params, updates), state), loss
 
-    return jax.jit(lambda carry, index: jax.lax.scan(step, carry, index), donate_argnums=0)
+    def call(carry, index):
+      carry, _ = jax.lax.scan(step, carry, index)
+      return carry, mean_loss(carry[0], validation)
 
+    return jax.jit(call, donate_argnums=0)
+
+  found = []
   for text, gain in candidates:
     params = jax.device_put(weights(gain, x.shape[1]))
-    carry, call = (params, optimizer.init(params)), scan(parse(text))
+    carry, call = (params, optimizer.init(params)), program(parse(text))
     for first in range(0, steps, STEPS_PER_CALL):
-      carry, losses = call(carry, index[first:first + STEPS_PER_CALL])
-    float(losses[-1])
-  return time.perf_counter() - start
+      carry, loss = call(carry, index[first:first + STEPS_PER_CALL])
+    found.append(float(loss))
+  return time.perf_counter() - start, np.array(found)
 
 
-def eager(candidates: Sequence[Candidate], data: Path, steps: int) -> float:
-  """One candidate after the other in PyTorch, eager, on one thread; seconds."""
+def eager(
+    candidates: Sequence[Candidate], data: Path, steps: int) -> tuple[float, np.ndarray]:
+  """One candidate after the other in PyTorch, eager, on one thread.
+
+  Returns:
+    Seconds, and the validation loss of each.
+  """
   import torch
 
   from model_lib.search import parse
@@ -127,6 +159,7 @@ def eager(candidates: Sequence[Candidate], data: Path, steps: int) -> float:
   inputs = (file['images'].reshape(len(file['images']), -1) - file['mean']) / file['std']
   x, y = torch.tensor(np.float32(inputs)), torch.tensor(file['labels'].astype(np.int64))
   index = torch.tensor(batches(file['train'], steps).astype(np.int64))
+  validation = torch.tensor(file['val'].astype(np.int64))
   operators = _in_torch(torch)
 
   def value(node, h):
@@ -134,21 +167,26 @@ def eager(candidates: Sequence[Candidate], data: Path, steps: int) -> float:
       return h
     return operators[node.operator](*(value(argument, h) for argument in node.args))
 
+  def mean_loss(expression, params, index_b):
+    h = x[index_b]
+    for w, b in zip(params[0:-2:2], params[1:-2:2], strict=True):
+      h = value(expression, torch.addmm(b, h, w))
+    return torch.nn.functional.cross_entropy(torch.addmm(params[-1], h, params[-2]), y[index_b])
+
+  found = []
   for text, gain in candidates:
     expression = parse(text)
     params = [torch.tensor(p, requires_grad=True)
               for pair in weights(gain, x.shape[1]) for p in pair]
     optimizer = torch.optim.Adam(params, lr=RATE)
     for index_b in index:
-      h = x[index_b]
-      for w, b in zip(params[0:-2:2], params[1:-2:2], strict=True):
-        h = value(expression, torch.addmm(b, h, w))
-      loss = torch.nn.functional.cross_entropy(torch.addmm(params[-1], h, params[-2]), y[index_b])
+      loss = mean_loss(expression, params, index_b)
       optimizer.zero_grad()
       loss.backward()
       optimizer.step()
-    loss.item()
-  return time.perf_counter() - start
+    with torch.no_grad():
+      found.append(mean_loss(expression, params, validation).item())
+  return time.perf_counter() - start, np.array(found)
 
 
 def _in_torch(torch) -> dict:
@@ -182,7 +220,9 @@ def main(side: str, file: str, data: str, first: int, last: int, steps: int) -> 
   """Trains the candidates [first, last) of the file and prints the seconds."""
   with open(file, encoding='utf-8') as f:
     candidates = [(text, gain) for text, gain in json.load(f)[first:last]]
-  print(SIDES[side](candidates, Path(data), steps))
+  taken, losses = SIDES[side](candidates, Path(data), steps)
+  print('median validation loss', np.nanmedian(losses), file=sys.stderr)
+  print(taken)
 
 
 if __name__ == '__main__':

@@ -79,10 +79,11 @@ def prepare(runs: Cohort, steps_per_call: int = 0) -> Setting:
 
 
 def write_plain_data(path: Path) -> None:
-  """The file that the plain script reads: digits, and the numbers of the training examples."""
+  """What plain programs read: digits, and the numbers of training and validation examples."""
   data = datasets.StudyData(DataRequest('digits'), '')
   np.savez(path, images=data.dataset.inputs, labels=data.dataset.labels,
-           train=data.splits[0].train, mean=data.dataset.mean, std=data.dataset.std)
+           train=data.splits[0].train, val=data.splits[0].val, mean=data.dataset.mean,
+           std=data.dataset.std)
 
 
 def main(path: str, members: int, steps: int) -> None:
