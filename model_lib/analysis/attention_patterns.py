@@ -7,7 +7,8 @@ With A(q, s) the attention of query q to position s of one head, and query 0 lef
   sink rate by head    share of the heads with mean over queries of A(q, 0) > eps
 
 The first is what the code of arXiv:2507.02559 computes (with query 0, which always counts there),
-the second that of Gu et al. 2024, "When attention sink emerges" (arXiv:2410.10781).
+the second that of Gu et al. 2024, "When attention sink emerges" (arXiv:2410.10781), here taken in
+each window by itself and then averaged.
 
 The entropy of a head is E = mean over queries of -sum_s A log A, in nats (arXiv:2410.13060 and
 arXiv:2501.03489). Query q of a causal model sees q + 1 positions, so E cannot exceed the mean of

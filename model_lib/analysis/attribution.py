@@ -127,5 +127,5 @@ def nmae(found: Attribution, resamples: int = 1000, seed: int = 0, level: float 
   with np.errstate(divide='ignore', invalid='ignore'):
     heads = 100 * error.mean(0) / effect.mean(0)
   options = {'resamples': resamples, 'seed': seed, 'level': level}
-  return Nmae(bootstrap(per_head, error.shape, **options), bootstrap(pooled, error.shape, **options),
-              heads.reshape(found.effect.shape[1:]))
+  return Nmae(bootstrap(per_head, error.shape, **options),
+              bootstrap(pooled, error.shape, **options), heads.reshape(found.effect.shape[1:]))

@@ -5,10 +5,10 @@ residual stream meets (`analysis.readout`), w_i centred as the final norm does,
 
   LogitVar(i) = variance over the vocabulary of cos(w_i, W[:, v]),   CN(i) = |w_i| / LogitVar(i)
 
-(arXiv:2507.02559, section 5.4; Stolfo et al. 2024, arXiv:2406.16254, who call them entropy neurons).
-Such a neuron can act through the final norm alone: it makes the stream longer and so all logits
-smaller. The test is a mean ablation, activation -> its mean over the data, against neurons drawn
-from those of the nearest |w|.
+(arXiv:2507.02559, section 5.4; "entropy neurons" in Stolfo et al. 2024, arXiv:2406.16254). Such a
+neuron can act through the final norm alone: it makes the stream longer and so all logits smaller.
+The test is a mean ablation, activation -> its mean over the data, against neurons drawn from those
+of the nearest |w|.
 
 Directions in the null space of W do nothing at all behind a linear final norm. W has rank at most
 V - 1 (centred over the vocabulary), and at most D - 1 behind a LayerNorm: a model with D > V has an
@@ -118,7 +118,7 @@ def spectrum(model: nn.Module, variables: Mapping, weights: np.ndarray) -> Spect
 
 
 def controls(found: Neurons, top: Sequence[int], draws: int, seed: int = 0) -> list[list[int]]:
-  """`draws` sets with one neuron for each of the top ones, all different and none of them a top one.
+  """`draws` sets with one neuron for each of the top ones, all different, none a top one itself.
 
   Each is drawn from the 10 that are nearest in |w| among those left.
 

@@ -121,6 +121,7 @@ def test_the_error_is_gone_with_the_last_norm_and_large_before(dtype, bound):
       only = jax.tree.map(np.copy, cases['real'][1])
       only['hp']['event_final'][...] = gpt2_numpy.FROZEN
       cases['last frozen'] = model, only
+      cases['rms'] = gpt2_numpy.small(norm='rms', events=gpt2_numpy.FROZEN)
     found = {name: attribution.attribute(case, cast(own), tokens)
              for name, (case, own) in cases.items()}
   assert {x.effect.dtype for x in found.values()} == {np.dtype(dtype)}

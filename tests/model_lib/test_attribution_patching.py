@@ -1,4 +1,4 @@
-"""Patching against runs in numpy in which the values are replaced, and against finite differences."""
+"""Patching against runs in numpy with values replaced, and against finite differences."""
 from __future__ import annotations
 
 import numpy as np

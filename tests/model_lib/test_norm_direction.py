@@ -1,4 +1,4 @@
-"""Gradients behind a LayerNorm: the formula in numpy, its expectation, and where the claim fails."""
+"""Gradients behind a norm: the formula in numpy, its expectation, and where the claim fails."""
 from __future__ import annotations
 
 import jax
