@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from model_lib.errors import UserError
 from model_lib.models import overrides
 from model_lib.models import swept
@@ -23,3 +25,16 @@ def encode(model, text: str) -> swept.Leaves:
     raise UserError('a candidate needs a model with exactly one swept activation such as '
                     f"activation='table'; this model has: {have}")
   return found[0].encode(text)
+
+
+def encode_ahead(model, hps: Iterable[Mapping]) -> None:
+  """Encodes the candidates of `Member.hp` mappings; `encode` then finds what the engine keeps.
+
+  Raises:
+    UserError: as `encode`.
+  """
+  texts = dict.fromkeys(
+      value for hp in hps for name, value in hp.items()
+      if isinstance(value, str) and name.rsplit('/', 1)[-1] == CANDIDATE)
+  for text in list(texts)[:swept.KEPT]:
+    encode(model, text)

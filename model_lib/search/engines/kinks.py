@@ -87,12 +87,9 @@ class Grid:
   def _cut(
       self, expression: Expression, intervals: np.ndarray, scales: np.ndarray, scale: float,
   ) -> Iterator[Kink]:
-    count = len(intervals)
-    # One shape for all blocks: an operator is traced once per shape.
-    intervals = np.concatenate([intervals, np.full(_BLOCK - count, intervals[0])])
     widths = self.widths[intervals]
     low, high = self.knots[intervals] + SIDE, self.knots[intervals + 1] - SIDE
-    rows = np.arange(_BLOCK)
+    rows = np.arange(len(intervals))
     for _ in range(_CUTS):
       places = np.linspace(low, high, _PARTS + 1)
       values, slopes = (part.reshape(places.shape) for part in
@@ -104,7 +101,7 @@ class Grid:
     (f0, d0), (f1, d1) = (_evaluated(expression, ends, scale) for ends in (low, high))
     with np.errstate(all='ignore'):
       jumps = np.maximum(np.abs(d1 - d0), np.abs(f1 - f0) / widths) > _JUMP * scales[intervals]
-    for i in np.flatnonzero(jumps[:count]):
+    for i in np.flatnonzero(jumps):
       yield Kink(float(low[i] + high[i]) / 2, (f0[i], d0[i]), (f1[i], d1[i]))
 
 
