@@ -1,0 +1,355 @@
+"""LayerNorm removed from a trained GPT: what it costs against fine-tuning alone, and what it changes.
+
+  python -m experiments.layernorm_removal --preset=cpu --workdir=runs/ln
+
+Baroni et al. 2025 (arXiv:2507.02559, "Transformers Don't Need LayerNorm at Inference Time")
+fine-tune GPT-2 while its LayerNorms become linear one after the other: sigma of a site is frozen at
+its average, and an auxiliary loss keeps the deviations of the final stream alike. They compare with
+the original and with one model that is fine-tuned without removal. Here every base model is trained
+first (a seed is an initialization and a batch order of its own), and fine-tuned once per arm, with
+the same batches in all arms, so that differences are paired within a base. Removal is data: all
+arms with the same parts are members of one program, and the step at which a norm goes is a number.
+
+Three parts (--config.parts=a,b runs some of them):
+
+arms: bases of one width, then the arms of `ARMS`: fine-tuning alone (vanilla), the full recipe
+(ln_free), without the auxiliary loss, all norms at once, the final norm kept, the reverse order, a
+sham whose events change nothing, and so on; vanilla and ln_free at half and twice the learning rate
+too, since the rate moves the loss more than the removal does. Beside them norms that are replaced
+by the averages without fine-tuning, and by twice these averages. A report card of base, vanilla and
+ln_free: losses with their tails on validation text, on text of another kind and on bytes that the
+training text does not have; calibration; direct logit attribution against direct effects,
+attribution patching, attention sinks, entropies of heads on the way, confidence neurons, and the
+export without any norm.
+
+wide: base, vanilla and ln_free of one seed at a width above the 257 tokens, where the unembedding
+has a null space.
+
+scratch: networks without norms trained from the start (Jha and Reagen 2024, arXiv:2410.13060, and
+2025, arXiv:2501.03489): with LayerNorm or without, GELU, ReLU or neither, scaled branches, and an
+entropy regularizer.
+
+With --config.weights=FOLDER the base is a GPT-2 in Hugging Face's format and nothing is trained
+before; the preset `paper` is the published recipe on such a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import json
+from pathlib import Path
+
+from experiments.measurements import layernorm_removal as measured
+from launch.study import (
+    DataRequest, EngineConfig, IoConfig, Measurement, Report, Run, Study, field, main)
+from launch.study.claims import Claim
+from model_lib.errors import UserError
+from model_lib.training.cohort import Cohort, Member, ModelSpec, OptimizerSpec
+
+PARTS = ('arms', 'wide', 'scratch')
+SHIFTED = 'shifted'
+TRAINING, TUNING, SCRATCH = 0, 1, 2  # of the seeds
+MOST_BASES = 1009
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """One way to fine-tune.
+
+  Attributes:
+    schedule: which norms go when (`model_lib.transforms.removal`).
+    auxiliary: share of config.aux_weight on the deviations of the final stream.
+    numbers: further swept numbers of the model.
+    model: arguments of the model that differ; such an arm is a program of its own.
+    fresh, trained: parts of paths of the parameters that are initialized, and that alone move.
+  """
+
+  schedule: str
+  auxiliary: float = 1.0
+  numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  model: Mapping[str, object] = dataclasses.field(default_factory=dict)
+  fresh: tuple[str, ...] = ()
+  trained: tuple[str, ...] = ()
+
+
+ARMS: dict[str, Arm] = {
+    'vanilla': Arm('never', 0),
+    'ln_free': Arm('staged'),
+    'no_aux': Arm('staged', 0),
+    'at_once': Arm('at_once'),
+    'keep_final': Arm('keep_final(staged)'),
+    'reversed': Arm('reversed'),
+    'sham': Arm('sham(staged)', 0),
+    'vanilla_aux': Arm('never'),
+    'final_only': Arm('final_only'),
+    'first_batch': Arm('staged', numbers={'ema': 1.0}),
+    'qk_first': Arm('qk_first'),
+    'taper': Arm('staged', numbers={'taper': 10.0}),
+    'every_site': Arm('staged', numbers={'aux_every': 0.1}),
+    'paper_code': Arm('staged', model={'buffer': 'paper_code'}),
+    'dyt': Arm('', 0, model={'norm': 'dyt', 'removable': False}, fresh=('ln_',)),
+    'derf': Arm('', 0, model={'norm': 'derf', 'removable': False}, fresh=('ln_',)),
+    'lora': Arm('staged', model={'lora_rank': 8}, fresh=('lora_',), trained=('lora_',)),
+}
+SWEPT = ('vanilla', 'ln_free')  # at every learning rate
+SCRATCHED: dict[str, Mapping[str, object]] = {  # names are those of the papers
+    'SM+LN+G': {}, 'SM+LN+R': {'activation': 'relu'}, 'SM+LN': {'activation': 'identity'},
+    'SM+G': {'norm': 'none'}, 'SM+R': {'norm': 'none', 'activation': 'relu'},
+    'SM': {'norm': 'none', 'activation': 'identity'},
+    'SM+ScFuFFN': {'norm': 'none', 'activation': 'identity', 'ffn_scale': True},
+    'DyT': {'norm': 'dyt'},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """A model, and how long it is trained and fine-tuned."""
+
+  dim: int = field(96, 'Width.', low=1)
+  depth: int = field(4, 'Blocks.', low=1)
+  heads: int = field(4, 'Attention heads.', low=1)
+  bases: int = field(3, 'Base models, each with seeds of its own.', low=1, high=MOST_BASES - 1)
+  base_steps: int = field(1000, 'Steps of the training of a base.', low=1)
+  tune_steps: int = field(100, 'Steps of the fine-tuning.', low=20)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The study's config."""
+
+  seed: int = field(0, 'Shifts every seed of the study.', low=0, high=10**6)
+  dataset: str = field('pystdlib', 'A prepared text.')
+  shifted: str = field('pydoc_topics', 'A text of another kind with the same tokens; empty for none.')
+  separated: bool = field(True, 'Put a token of its own behind every document.')
+  window: int = field(128, 'Tokens per window.', low=8)
+  eval_windows: int = field(192, 'Windows per evaluation.', low=1)
+  parts: tuple[str, ...] = field(('arms', 'wide'), 'Parts to run.', choices=PARTS)
+  weights: str = field('', "Folder of a GPT-2 in Hugging Face's format to begin from; empty to "
+                           'train the bases here.')
+  arms: tuple[str, ...] = field(tuple(ARMS), 'Arms to run; the first five are always needed.',
+                                choices=tuple(ARMS))
+  rate_factors: tuple[float, ...] = field(
+      (0.5, 1.0, 2.0), 'Factors of the rate for vanilla and ln_free; 1 is among them.', low=1e-6)
+  small: Size = Size()
+  wide: Size = Size(dim=264, bases=1, base_steps=600)
+  batch_size: int = field(16, 'Windows per step.', low=1)
+  micro_batches: int = field(1, 'Parts of a batch that are worked one after the other.', low=1)
+  base_rate: float = field(2e-3, "Adam's largest learning rate for a base.", low=1e-8)
+  tune_rate: float = field(6e-4, "Adam's largest learning rate of the fine-tuning.", low=1e-8)
+  final_rate: float = field(0.5, 'Share of it that is left at the end.', low=0)
+  warmup: float = field(0.08, 'Share of the fine-tuning with a rising rate.', low=0)
+  weight_decay: float = field(0.01, 'Of kernels and embeddings; gains and biases have none.', low=0)
+  clip: float = field(1.0, 'Largest norm of the gradient.', low=0)
+  dropout: float = field(0.0, 'Of embedding, attention and branches, in training.', low=0)
+  aux_weight: float = field(0.1, 'Weight of the auxiliary loss.', low=0)
+  ema: float = field(0.9, 'Factor of the moving average of sigma, per step.', low=0)
+  schedule: str = field('', "Schedule of ln_free in place of 'staged'; such as 'paper(size=small)'.")
+  horizon: int = field(0, 'Steps of the cosine of the fine-tuning; 0 for all.', low=0)
+  card_windows: int = field(128, 'Windows of the report card.', low=8)
+  remat: bool = field(False, 'Compute blocks again in the backward pass, to save memory.')
+  dtype: str = field('params', 'Of the products.', choices=('params', 'float32', 'bfloat16'))
+  scratch_steps: int = field(1000, 'Steps of the networks without norms from the start.', low=1)
+  scratch_seeds: int = field(3, 'Their seeds.', low=1, high=MOST_BASES - 1)
+  engine: EngineConfig = EngineConfig(log_every=1)
+  io: IoConfig = IoConfig()
+
+
+_TINY = {'dim': 32, 'depth': 2, 'heads': 2, 'bases': 2, 'base_steps': 60, 'tune_steps': 40}
+PRESETS = {
+    'smoke': {'parts': ('arms',), 'window': 32, 'eval_windows': 16, 'card_windows': 16,
+              'arms': tuple(ARMS)[:7], 'rate_factors': (1.0, 2.0), 'io.checkpoint_interval_s': 0.0,
+              'scratch_steps': 40, 'scratch_seeds': 2,
+              **{f'small.{k}': v for k, v in _TINY.items()},
+              **{f'wide.{k}': v for k, v in (_TINY | {'bases': 1}).items()}},
+    'cpu': {},
+    # A model of 51 million parameters in GPT-2's byte pairs.
+    'gpu': {'parts': ('arms',), 'dataset': 'text-wikitext2', 'shifted': '', 'separated': False,
+            'window': 512, 'batch_size': 32, 'dtype': 'bfloat16', 'arms': tuple(ARMS)[:8],
+            'small.dim': 512, 'small.depth': 8, 'small.heads': 8, 'small.base_steps': 3000,
+            'small.tune_steps': 300, 'base_rate': 6e-4, 'rate_factors': (0.5, 1.0, 2.0)},
+    # The recipe of Small on local weights and a text in GPT-2's byte pairs; `recipes` has the others.
+    'paper': {'parts': ('arms',), 'dataset': 'text-openwebtext', 'shifted': '', 'separated': False,
+              'weights': 'gpt2', 'arms': ('vanilla', 'ln_free', 'no_aux', 'at_once', 'keep_final'),
+              'rate_factors': (1.0,), 'window': 1024, 'batch_size': 512, 'micro_batches': 16,
+              'small.dim': 768, 'small.depth': 12, 'small.heads': 12, 'small.bases': 1,
+              'small.tune_steps': 300, 'warmup': 25 / 300, 'schedule': 'paper(size=small)',
+              'dropout': 0.1, 'dtype': 'bfloat16', 'remat': True},
+}
+
+
+def data(config: Config) -> DataRequest:
+  """The text, and one of another kind beside it."""
+  common = dict(eval_batch=16, eval_most=config.eval_windows, window=config.window, kind='tokens',
+                separated=config.separated)
+  beside = ((SHIFTED, DataRequest(config.shifted, **common)),) if config.shifted else ()
+  return DataRequest(config.dataset, beside=beside, **common)
+
+
+def model(config: Config, size: Size, **changes: object) -> ModelSpec:
+  """The GPT of a size; the data decide the vocabulary and, for separated text, its last token."""
+  arguments = {'dim': size.dim, 'depth': size.depth, 'heads': size.heads, 'removable': True,
+               'dtype': config.dtype, 'remat': config.remat, 'dropout': config.dropout}
+  if config.separated:
+    arguments['eot'] = 256
+  return ModelSpec('gpt2', arguments | changes)
+
+
+def optimizer(config: Config, warmup: float, final: float, horizon: int = 0,
+              trained: tuple[str, ...] = ()) -> OptimizerSpec:
+  """AdamW with a cosine, clipped."""
+  return OptimizerSpec(schedule='cosine', warmup=warmup, final=final, horizon=horizon,
+                       clip=config.clip, decayed='kernels', trained=trained,
+                       micro_batches=config.micro_batches)
+
+
+def seed(config: Config, what: int, number: int) -> int:
+  """Of an initialization and a batch order."""
+  return (config.seed * 3 + what) * MOST_BASES + number
+
+
+def base(config: Config, part: str, size: Size) -> Cohort:
+  """The models that are stripped later."""
+  members = tuple(
+      Member({'part': part, 'phase': 'base', 'arm': 'base', 'base': b, 'lr_factor': 1.0,
+              'learning_rate': config.base_rate},
+             seed(config, TRAINING, b), seed(config, TRAINING, b), 0,
+             {'learning_rate': config.base_rate, 'weight_decay': config.weight_decay,
+              'ema': config.ema})
+      for b in range(size.bases))
+  return Cohort(f'{part}-base', model(config, size), members, size.base_steps, config.batch_size,
+                optimizer(config, 0.05, 0.1))
+
+
+def start(config: Config, part: str) -> str:
+  """Where the fine-tuning of a part begins."""
+  return f'weights:{config.weights}' if config.weights else f'cohort:{part}-base'
+
+
+def schedule_of(config: Config, arm: str) -> str:
+  """The text of an arm's schedule, with the config's in place of 'staged'."""
+  text = ARMS[arm].schedule
+  return text.replace('staged', config.schedule) if config.schedule else text
+
+
+def tuned(config: Config, part: str, size: Size, arm: str, factor: float) -> list[Member]:
+  """One run of an arm per base, all from the same batches."""
+  from model_lib.transforms.removal import schedule
+  own = ARMS[arm]
+  hp = {'learning_rate': config.tune_rate * factor, 'weight_decay': config.weight_decay}
+  if own.schedule:
+    hp |= {**schedule(schedule_of(config, arm), size.depth, size.tune_steps).hp(size.depth),
+           'aux_weight': config.aux_weight * own.auxiliary, 'ema': config.ema,
+           'calls_per_step': config.micro_batches, **own.numbers}
+  return [Member({'part': part, 'phase': 'tuned', 'arm': arm, 'base': b, 'lr_factor': factor,
+                  'learning_rate': hp['learning_rate']},
+                 seed(config, TUNING, b), seed(config, TUNING, b), 0, hp,
+                 start=0 if config.weights else b)
+          for b in range(size.bases)]
+
+
+def marks(config: Config, size: Size) -> tuple[int, ...]:
+  """Steps at which ln_free and vanilla are looked at: before the first event, after each group."""
+  from model_lib.transforms.removal import schedule
+  found = schedule(schedule_of(config, 'ln_free'), size.depth, size.tune_steps)
+  last = {}
+  for step, site in found.timeline(size.depth):
+    last[site.group] = step + 1
+  steps = {found.timeline(size.depth)[0][0], *last.values()}
+  return tuple(sorted(step for step in steps if 0 < step < size.tune_steps))
+
+
+def tuning(config: Config, part: str, size: Size) -> list[Cohort]:
+  """vanilla and ln_free, kept on the way; the other arms and rates; arms with other parts."""
+  def cohort(name, members, arm=None, keep=()):
+    own = ARMS[arm] if arm else Arm('')
+    return Cohort(
+        f'{part}-{name}', model(config, size, **own.model), tuple(members), size.tune_steps,
+        config.batch_size,
+        optimizer(config, config.warmup, config.final_rate, config.horizon, own.trained),
+        evaluate_at=keep, keep_at=keep, start=start(config, part), fresh=own.fresh)
+
+  shared = [arm for arm in config.arms if not ARMS[arm].model]
+  main_runs = [m for arm in SWEPT for m in tuned(config, part, size, arm, 1.0)]
+  asked = [cohort('tuned', main_runs, keep=marks(config, size))]
+  if part == 'arms':
+    others = [m for arm in shared if arm not in SWEPT for m in tuned(config, part, size, arm, 1.0)]
+    others += [m for arm in SWEPT for factor in config.rate_factors if factor != 1
+               for m in tuned(config, part, size, arm, factor)]
+    if others:
+      asked.append(cohort('others', others))
+    asked += [cohort(arm, tuned(config, part, size, arm, 1.0), arm)
+              for arm in config.arms if ARMS[arm].model]
+  return asked
+
+
+def cohorts(config: Config):
+  """Bases; the arms; what is measured on them; networks without norms from the start."""
+  for part, size in (('arms', config.small), ('wide', config.wide)):
+    if part not in config.parts:
+      continue
+    if not config.weights:
+      yield [base(config, part, size)]
+    asked = tuning(config, part, size)
+    yield asked
+    found = {'part': part, 'base': start(config, part).removeprefix('cohort:'),
+             'tuned': asked[0].name, 'windows': config.card_windows}
+    yield [
+        Measurement(f'{part}-bigram', measured.measure_bigram, {'part': part}, seconds=2),
+        Measurement(f'{part}-losses', measured.measure_losses,
+                    {**found, 'others': [c.name for c in asked[1:2] if c.name.endswith('others')],
+                     'shifted': bool(config.shifted)}, seconds=40),
+        Measurement(f'{part}-swaps', measured.measure_swaps, found, seconds=30),
+        Measurement(f'{part}-entropies', measured.measure_entropies,
+                    {**found, 'steps': list(marks(config, size))}, seconds=30),
+        Measurement(f'{part}-card', measured.measure_card, found, seconds=90)]
+  if 'scratch' in config.parts:
+    yield [scratch(config, name, changes) for name, changes in SCRATCHED.items()]
+
+
+def scratch(config: Config, name: str, changes: Mapping[str, object]) -> Cohort:
+  """One network of the part `scratch`."""
+  rate = config.base_rate
+  members = tuple(
+      Member({'part': 'scratch', 'phase': 'scratch', 'arm': name, 'base': s, 'lr_factor': 1.0,
+              'learning_rate': rate}, seed(config, SCRATCH, s), seed(config, SCRATCH, s), 0,
+             {'learning_rate': rate, 'weight_decay': config.weight_decay})
+      for s in range(config.scratch_seeds))
+  return Cohort(f'scratch-{name}', model(config, config.small, removable=False, **changes), members,
+                config.scratch_steps, config.batch_size, optimizer(config, 0.05, 0.1))
+
+
+def claims(config: Config) -> tuple[Claim, ...]:
+  """Fixed before any run."""
+  listed = json.loads((Path(__file__).parent / 'paper_values' / 'layernorm_removal.json')
+                      .read_text(encoding='utf-8'))
+  return tuple(Claim(**entry) for entry in listed['claims'])
+
+
+def report(run: Run) -> Report:
+  """Tables, verdicts and figures (`experiments.parts.removal`)."""
+  from experiments.parts import removal
+  return removal.report(run, claims(run.config))
+
+
+def check(config: Config) -> None:
+  """Refuses what cannot be compared, and schedules that do not fit."""
+  missing = [arm for arm in SWEPT if arm not in config.arms]
+  if missing:
+    raise UserError(f'config.arms: {" and ".join(missing)} must be among them: all arms are '
+                    'compared with fine-tuning alone, and with the full recipe')
+  if 1.0 not in config.rate_factors:
+    raise UserError('config.rate_factors: 1 must be among them')
+  if config.weights and ('wide' in config.parts or 'scratch' in config.parts):
+    raise UserError('config.weights: weights have one size; take config.parts=arms')
+  for part, size in (('arms', config.small), ('wide', config.wide)):
+    if part in config.parts:
+      for arm in config.arms if part == 'arms' else SWEPT:
+        tuned(config, part, size, arm, 1.0)
+
+
+STUDY = Study(name='layernorm_removal', config=Config, presets=PRESETS, data=data,
+              cohorts=cohorts, report=report, claims=claims, check=check)
+
+if __name__ == '__main__':
+  main(STUDY)

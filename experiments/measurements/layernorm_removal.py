@@ -1,0 +1,320 @@
+"""What the study of LayerNorm removal measures on its trained networks.
+
+Rows are {'part', 'phase', 'arm', 'base', 'measure', 'value', 'low', 'high', ...}: one number each,
+with its interval where it has one. `base` is the number of the base model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from launch.study import Given
+
+SHIFTED = 'shifted'
+MODELS = ('base', 'vanilla', 'ln_free')
+TOP, DRAWS = 3, 5  # confidence neurons, and sets of other neurons of equal norm
+PAIRS, MOST_LETTERS = 48, 24  # of the copying task of attribution patching
+UNSEEN_WINDOWS = 64
+Row = dict[str, Any]
+
+
+def validation(data, most: int) -> np.ndarray:
+  """Windows of the validation split, int32 [N, window], evenly spaced."""
+  return windows_of(data, data.splits[0].val, most)
+
+
+def windows_of(data, examples: np.ndarray, most: int) -> np.ndarray:
+  """At most so many of the examples as tokens [N, window]: what a model can read."""
+  from launch.study.datasets import evenly_spaced  # imports jax, which a report does without
+  return np.asarray(data.dataset.inputs[evenly_spaced(examples, most)], np.int32)[:, :-1]
+
+
+def unseen(data, count: int, seed: int = 0) -> np.ndarray:
+  """Windows of random tokens that the training split does not have, int32 [count, window].
+
+  A text in which every token occurs gives an array of no windows.
+  """
+  split, inputs = data.splits[0], data.dataset.inputs
+  absent = np.setdiff1d(np.arange(data.dataset.vocab), np.unique(inputs[split.train]))
+  if not len(absent):
+    return np.zeros((0, inputs.shape[1] - 1), np.int32)
+  rng = np.random.Generator(np.random.Philox(seed))
+  return rng.choice(absent, (count, inputs.shape[1] - 1)).astype(np.int32)
+
+
+def networks(given: Given, base: str, tuned: str, step: int | None = None,
+             ) -> Iterator[tuple[str, int, Any, dict]]:
+  """(arm, base, model, variables) of the bases, and of vanilla and ln_free at their common rate.
+
+  Args:
+    base: cohort of the bases, or 'weights:FOLDER'.
+    tuned: cohort of the others; `step`: as they were there.
+  """
+  import jax
+  kind, _, folder = base.partition(':')
+  own = given.trained(tuned, step)
+  if kind == 'weights':
+    from model_lib.interop.hugging_face import load_gpt2
+    _, weights = load_gpt2(folder)
+    first = jax.tree.map(lambda leaf: leaf[0], own.variables)  # of vanilla, whose norms are real
+    yield 'base', 0, own.model, {**first, 'params': weights['params']}
+  for trained in ([] if kind == 'weights' else [given.trained(base)]) + [own]:
+    for i, found in enumerate(trained.rows):
+      yield (found['arm'], int(found['base']), trained.model,
+             jax.tree.map(lambda leaf, i=i: leaf[i], trained.variables))
+
+
+def row(part: str, phase: str, arm: str, base: int, measure: str, value, interval=None,
+        **more) -> Row:
+  """One number; an `Interval` gives the limits."""
+  found = {'part': part, 'phase': phase, 'arm': arm, 'base': base, 'measure': measure}
+  if interval is not None:
+    return found | {'value': float(interval.mean), 'low': float(interval.low),
+                    'high': float(interval.high), **more}
+  return found | {'value': float(value), **more}
+
+
+def measure_bigram(given: Given, part: str) -> list[Row]:
+  """Cross-entropy on the validation windows of a bigram model of the training split.
+
+  p(b | a) = (n(a, b) + 1) / (n(a) + V), n counted in the training windows.
+  """
+  split, inputs = given.data.splits[0], given.data.dataset.inputs
+  vocab = given.data.dataset.vocab
+  train, val = (np.asarray(inputs[part_], np.int64) for part_ in (split.train, split.val))
+  counts = np.bincount((train[:, :-1] * vocab + train[:, 1:]).ravel(), minlength=vocab**2)
+  counts = counts.reshape(vocab, vocab) + 1.0
+  logp = np.log(counts / counts.sum(1, keepdims=True))
+  return [row(part, 'bigram', 'bigram', 0, 'val_loss', -logp[val[:, :-1], val[:, 1:]].mean())]
+
+
+def measure_losses(given: Given, part: str, base: str, tuned: str, windows: int,
+                   others: Sequence[str], shifted: bool) -> list[Row]:
+  """Losses of tokens with their tails on three texts; gaps paired over the sequences of a base.
+
+  The gap of two arms is the mean difference of their losses on the same validation windows, with
+  the interval of a paired bootstrap over windows. Of the arms at other learning rates the one with
+  the lowest validation loss per base and arm is compared as well (measure `best_gap`).
+  """
+  import jax
+  from model_lib.analysis import language_loss
+  texts = {'val': validation(given.data, windows)}
+  if shifted:
+    beside = given.data.beside[SHIFTED]
+    texts['shifted'] = windows_of(beside, beside.splits[0].test, windows)
+  strange = unseen(given.data, UNSEEN_WINDOWS)
+  if len(strange):
+    texts['unseen'] = strange
+  rows, losses = [], {}
+  for arm, number, model, variables in networks(given, base, tuned):
+    for text, tokens in texts.items():
+      loss = language_loss.predict(model, variables, tokens).loss
+      losses[arm, number, text] = loss
+      rows += [row(part, 'losses', arm, number, f'{text}_{name}', value)
+               for name, value in language_loss.summary(loss).items()]
+  best = {(arm, number): losses[arm, number, 'val'] for arm, number, text in losses if text == 'val'}
+  for name in others:
+    trained = given.trained(name)
+    for i, found in enumerate(trained.rows):
+      key = found['arm'], int(found['base'])
+      if key not in best:
+        continue
+      loss = language_loss.predict(trained.model, jax.tree.map(
+          lambda leaf, i=i: leaf[i], trained.variables), texts['val']).loss
+      if loss.mean() < best[key].mean():
+        best[key] = loss
+  for number in sorted({number for _, number, _ in losses}):
+    for text in texts:
+      gap = language_loss.difference(losses['ln_free', number, text],
+                                     losses['vanilla', number, text])
+      rows.append(row(part, 'gaps', 'ln_free', number, f'{text}_gap', 0, gap))
+    rows.append(row(part, 'gaps', 'ln_free', number, 'best_gap', 0, language_loss.difference(
+        best['ln_free', number], best['vanilla', number])))
+  return rows
+
+
+def calibrated(model, variables: Mapping, tokens: np.ndarray) -> dict:
+  """The variables with every sigma at its statistic on the tokens, and all sites linear."""
+  import jax
+  _, state = model.apply(variables | {'norm_state': fresh_state(variables)}, tokens, train=True,
+                         mutable=['norm_state', 'losses'],
+                         rngs={'noise': jax.random.key(0)})
+  return {**variables, 'norm_state': state['norm_state'], 'hp': linear(variables['hp'])}
+
+
+def fresh_state(variables: Mapping) -> dict:
+  """The state of the norm sites before any training call."""
+  import jax
+  return jax.tree.map(lambda leaf: np.zeros_like(leaf) if leaf.dtype == np.int32
+                      else np.ones_like(leaf), dict(variables['norm_state']))
+
+
+def linear(hp: Mapping) -> dict:
+  """The swept numbers with the events of all sites at step 0."""
+  import jax
+
+  def change(path, leaf):
+    name = path[-1].key
+    return np.zeros_like(leaf) if name.startswith('event_') or name == 'taper' else leaf
+  return {**jax.tree_util.tree_map_with_path(change, dict(hp)), 'enabled': np.int32(1)}
+
+
+def measure_swaps(given: Given, part: str, base: str, tuned: str, windows: int) -> list[Row]:
+  """All norms replaced at once by averages of the base, without fine-tuning; and by twice these.
+
+  Sigma is the statistic of as many training windows as there are validation windows.
+  """
+  from model_lib.analysis import language_loss
+  val = validation(given.data, windows)
+  train = windows_of(given.data, given.data.splits[0].train, windows)
+  rows = []
+  for arm, number, model, variables in networks(given, base, tuned):
+    if arm != 'base':
+      continue
+    swapped = calibrated(model, variables, train)
+    doubled = {**swapped, 'hp': {**swapped['hp'], 'sigma_factor': np.float32(2)}}
+    own, one, two = (language_loss.predict(model, v, val).loss
+                     for v in (variables, swapped, doubled))
+    rows += [row(part, 'swaps', 'zero_tuning', number, 'val_mean', one.mean()),
+             row(part, 'swaps', 'zero_tuning', number, 'val_gap', 0,
+                 language_loss.difference(one, own)),
+             row(part, 'swaps', 'doubled_sigma', number, 'val_mean', two.mean()),
+             row(part, 'swaps', 'doubled_sigma', number, 'val_gap', 0,
+                 language_loss.difference(two, one))]
+  return rows
+
+
+def measure_entropies(given: Given, part: str, base: str, tuned: str, windows: int,
+                      steps: Sequence[int]) -> list[Row]:
+  """Entropy of every head of vanilla and ln_free, on the way and at the end (step -1).
+
+  Also of the base (step 0). Relative: over log of the number of visible positions.
+  """
+  from model_lib.analysis import attention_patterns
+  tokens = validation(given.data, windows)
+  rows = []
+  for at, step in ((0, None), *((s, s) for s in steps), (-1, None)):
+    for arm, number, model, variables in networks(given, base, tuned, step):
+      if (arm == 'base') != (at == 0):
+        continue
+      found = attention_patterns.patterns(model, variables, tokens)
+      entropy, relative = (getattr(found, name).mean(0)
+                           for name in ('entropy', 'relative_entropy'))
+      rows += [row(part, 'entropies', arm, number, 'entropy', entropy[layer, head], step=at,
+                   layer=layer, head=head, relative=float(relative[layer, head]))
+               for layer in range(model.depth) for head in range(model.heads)]
+  return rows
+
+
+def measure_card(given: Given, part: str, base: str, tuned: str, windows: int) -> list[Row]:
+  """The report card of base, vanilla and ln_free."""
+  tokens = validation(given.data, windows)
+  rows, kept = [], {}
+  for arm, number, model, variables in networks(given, base, tuned):
+    rows += [{**found, 'part': part, 'phase': 'card', 'arm': arm, 'base': number}
+             for found in card(model, variables, tokens)]
+    kept[arm, number] = model, variables
+  for number in sorted({number for _, number in kept}):
+    rows += [{**found, 'part': part, 'phase': 'card', 'base': number}
+             for found in compared({arm: kept[arm, number] for arm in MODELS
+                                    if (arm, number) in kept}, tokens)]
+  return rows
+
+
+def card(model, variables: Mapping, tokens: np.ndarray) -> Iterator[Row]:
+  """What is measured on one network."""
+  from model_lib.analysis import (
+      attention_patterns, attribution, calibration, confidence_neurons, language_loss,
+      norm_direction, residual_scale)
+
+  def of(measure, value, interval=None, **more):
+    return {k: v for k, v in row('', '', '', 0, measure, value, interval, **more).items()
+            if k not in ('part', 'phase', 'arm', 'base')}
+
+  found = language_loss.predict(model, variables, tokens)
+  yield of('output_entropy', found.entropy.mean())
+  for bins in (10, 15):
+    yield of(f'ece_{bins}', calibration.expected_calibration_error(
+        found.confidence, found.correct, bins))
+  yield of('best_temperature', calibration.best_temperature(model, variables, tokens))
+
+  nmae = attribution.nmae(attribution.attribute(model, variables, tokens))
+  yield of('nmae_pooled', 0, nmae.pooled)
+  yield of('nmae_per_head', 0, nmae.per_head)
+
+  patterns = attention_patterns.patterns(model, variables, tokens)
+  for name, rate in attention_patterns.sink_rates(patterns).items():
+    yield of(f'sink_rate_{name}', 0, rate)
+  bands = attention_patterns.entropy_bands(
+      patterns.entropy.mean(0), attention_patterns.largest_entropy(tokens.shape[1]))
+  for name, share in bands.items():
+    yield of(f'heads_{name}', share)
+
+  scale = residual_scale.residual_scale(model, variables, tokens)
+  for place in residual_scale.position_rows(scale):
+    yield of('position_0_ratio', place['ratio'], place=place['place'])
+  if any(g < 1 for g in gates(variables).values()):
+    for site in residual_scale.drift_rows(scale, residual_scale.frozen_sigmas(variables)):
+      yield of('sigma_drift', site['ratio'], place=site['site'], at_freeze=site['at_freeze'],
+               now=site['now'], variation=site['variation'], first_ratio=site['first_ratio'])
+
+  for neuron in confidence_neurons.rows(model, variables, tokens, TOP, DRAWS):
+    name = '+'.join(map(str, neuron['neurons']))
+    yield of('neuron_entropy', 0, neuron['entropy'], place=name, size=neuron['entropy_size'],
+             control=neuron['control_entropy_size'], together=len(neuron['neurons']))
+    yield of('neuron_loss', 0, neuron['loss'], place=name, size=neuron['loss_size'],
+             control=neuron['control_loss_size'], together=len(neuron['neurons']))
+  weights = confidence_neurons.neurons(model, variables)
+  spectrum = confidence_neurons.spectrum(model, variables, weights.weights[weights.order[:TOP]])
+  yield of('null_directions', spectrum.null)
+  yield from (of('singular_value', value, place=str(i)) for i, value in enumerate(spectrum.values))
+  yield of('neurons_in_null_space', spectrum.null_share.mean())
+  for place in norm_direction.direction_rows(model, variables, tokens):
+    yield of(f'norm_direction_{place["functional"]}', place['cosine'], place=place['place'],
+             lowest=place['lowest'], control=place['frozen'])
+
+
+def gates(variables: Mapping) -> dict[str, float]:
+  """1 for every norm that is there, 0 for one that has become linear."""
+  from model_lib.models.removable import gates as of_model
+  return of_model(variables)
+
+
+def compared(models: Mapping[str, tuple[Any, dict]], tokens: np.ndarray) -> Iterator[Row]:
+  """What is measured on several networks of one base, and on the export of ln_free."""
+  from model_lib.analysis import attribution, attribution_patching, language_loss
+  from model_lib.transforms import gpt2_export
+
+  def of(arm, measure, value, interval=None, **more):
+    return {k: v for k, v in row('', '', arm, 0, measure, value, interval, **more).items()
+            if k not in ('part', 'phase', 'base')}
+
+  names = list(models)
+  for i, a in enumerate(names):
+    for b in names[i + 1:]:
+      found = language_loss.divergence(models[a], models[b], tokens)
+      yield of(b, 'divergence', found.mean(), place=a)
+  pairs = attribution_patching.copy_pairs(
+      PAIRS, 2 * min(MOST_LETTERS, tokens.shape[1] // 2) - 1)
+  patches = {name: attribution_patching.patch(*models[name], pairs) for name in names}
+  for site in attribution_patching.SITES:
+    for name in names:
+      error = attribution_patching.error(patches[name], site, 'all')
+      yield of(name, 'patching_error', error.mean(), place=site)
+    paired = attribution_patching.compare(patches['vanilla'], patches['ln_free'], site)
+    yield of('ln_free', 'patching_gain', 0, paired.difference, place=site, p=paired.p)
+
+  model, variables = models['ln_free']
+  exported = gpt2_export.fold(model, variables, tokens[:16])
+  for dtype in ('float32', 'float64'):
+    precision = exported.report.precisions[dtype]
+    yield of('folded', 'logit_difference', precision.max_difference / precision.largest,
+             place=dtype)
+  yield of('folded', 'normalizations_left', len(exported.report.findings),
+           control=exported.report.control_findings)
+  nmae = attribution.nmae(attribution.attribute(exported.model, exported.variables, tokens))
+  yield of('folded', 'nmae_pooled', 0, nmae.pooled)
+  yield of('folded', 'nmae_per_head', 0, nmae.per_head)

@@ -1,0 +1,3 @@
+def report(run, claims):
+  from launch.study import Report
+  return Report([])
