@@ -22,9 +22,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from model_lib.models.hyper import read_hp
 from model_lib.models.removable import NEVER
 
 # Defaults of the swept numbers; whole ones are steps, `tolerance` and `spike` are in nats.
@@ -90,8 +92,28 @@ def advance(state: Mapping[str, jax.Array], settings: Mapping[str, jax.Array],
     'rollbacks': state['rollbacks'] + back, 'step': after}
 
 
-def by_group(event: jax.Array, depth: int) -> dict[str, jax.Array]:
-  """`event` [3 depth + 1] as the model's numbers: event_mlp, event_qk, event_v int32 [depth] and
-  event_final int32 []."""
-  mlp, qk, v, final = jnp.split(event, (depth, 2 * depth, 3 * depth))
-  return {'event_mlp': mlp, 'event_qk': qk, 'event_v': v, 'event_final': final[0]}
+def declare(module: nn.Module, depth: int, window: int) -> None:
+  """Makes the rule's variables in a model: `hp/adaptive_NAME` for each of SETTINGS,
+  `hp/adaptive_rank` int32 [3 depth + 1] (by group mlp, qk, v, then final, in this order) and
+  `norm_state/rule`, the state. `after_loss` moves them."""
+  for name, default in SETTINGS.items():
+    read_hp(module, f'adaptive_{name}', default)
+  count = 3 * depth + 1
+  module.variable('hp', 'adaptive_rank', lambda: jnp.arange(count, dtype=jnp.int32))
+  module.variable('norm_state', 'rule', lambda: initial(count, window))
+
+
+def after_loss(collections: Mapping, hp: Mapping, loss: jax.Array) -> tuple[dict, dict]:
+  """The collections and `hp` after a step with this loss; the new events stand in `hp`.
+
+  Args:
+    collections: with norm_state, after the step.
+    hp: with the events that the step was made with.
+    loss: scalar, without auxiliary terms.
+  """
+  settings = {name: hp[f'adaptive_{name}'] for name in (*SETTINGS, 'rank')}
+  rule = advance(collections['norm_state']['rule'], settings, loss)
+  mlp, qk, v, final = jnp.split(rule['event'], [len(rule['event']) // 3 * i for i in (1, 2, 3)])
+  events = {'event_mlp': mlp, 'event_qk': qk, 'event_v': v}
+  return ({**collections, 'norm_state': {**collections['norm_state'], 'rule': rule}},
+          {**hp, 'h': {**hp['h'], **events}, 'event_final': final[0]})

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from model_lib.errors import UserError
+from model_lib.models import adaptive_removal
 from model_lib.models import removable as sites
 from model_lib.models.activation_layer import ActivationLayer, branches, is_gated
 from model_lib.models.dense import STD, Dense, Unembedding, compute_dtype
@@ -52,6 +53,8 @@ class Settings(nn.Module):
     removable: whether the norm sites have switches (`models.removable`).
     statistic, positions, buffer: what sigma_avg is; see `removable.removable`.
     target: of the auxiliary loss: 'batch', the mean of the batch, or 'fixed', `hp/aux_target`.
+    adaptive: steps that the rule of `models.adaptive_removal` looks back, which sets the events
+      while the model trains; 0 where the events are given.
     lora_rank: rank r of x A B beside each of the four maps, A [in, r] ~ N(0, 1/in), B [r, out]
       from 0 (arXiv 2106.09685 with alpha = r); 0 for none.
     ffn_scale: the stream becomes beta x + FFN(x) / alpha with trained alpha, beta from 1
@@ -83,6 +86,7 @@ class Settings(nn.Module):
   positions: str = 'all'
   buffer: str = 'own_event'
   target: str = 'batch'
+  adaptive: int = 0
   lora_rank: int = 0
   ffn_scale: bool = False
   attention_temperature: bool = False
@@ -217,7 +221,7 @@ class GPT2(Settings):
   @classmethod
   def minimum(cls, name: str) -> int:
     """The least value of an integer attribute."""
-    return {'eot': -1, 'lora_rank': 0, 'unroll': 0}.get(name, 1)
+    return {'eot': -1, 'adaptive': 0, 'lora_rank': 0, 'unroll': 0}.get(name, 1)
 
   def check(self) -> None:
     """Whether the attributes make sense, alone and together. Raises UserError."""
@@ -236,12 +240,21 @@ class GPT2(Settings):
       raise UserError(f'gpt2: eot={self.eot} is no token of a vocabulary of {self.vocab}')
     if self.unembed_bias and self.tied:
       raise UserError('gpt2: unembed_bias needs an unembedding of its own; take tied=False')
+    if self.adaptive and not self.removable:
+      raise UserError('gpt2: adaptive removal needs norms with switches; take removable=True')
     _check_activation(self.activation)
     _check_norm(self.norm, self.removable)
     if self.final_norm:
       _check_norm(self.final_norm, False)
       if self.removable:
         raise UserError('gpt2: removable=True and a final_norm: all sites have one kind of norm')
+
+  def after_loss(self, collections: Mapping, hp: Mapping,
+                 loss: jax.Array) -> tuple[Mapping, Mapping]:
+    """What training carries on after a step with this loss: the collections, and hp with the
+    events of the next step (`adaptive_removal.after_loss`); unchanged where events are given."""
+    return adaptive_removal.after_loss(collections, hp, loss) if self.adaptive else (
+      collections, hp)
 
   @nn.compact
   def __call__(self, tokens: jax.Array, train: bool = False, taps: bool = False,
@@ -255,6 +268,8 @@ class GPT2(Settings):
     x = wte.embedding.astype(wide)[tokens] + wpe.embedding.astype(wide)[None, :length]
     x = self.dropped(x, train)
     control, counted_bt = None, None
+    if self.adaptive:
+      adaptive_removal.declare(self, self.depth, self.adaptive)
     if self.removable:
       control = sites.read_control(self, train, self.is_updating(train))
       counted_bt = (tokens != self.eot) & (jnp.arange(length) > 0)[None]

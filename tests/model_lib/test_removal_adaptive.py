@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from model_lib import models
+from model_lib.errors import UserError
 from model_lib.models import adaptive_removal as rule
+from model_lib.models import removable
+from model_lib.models.hyper import set_hp
 
 pytestmark = pytest.mark.usefixtures('unoptimized')
 
@@ -127,7 +131,53 @@ def test_members_of_a_population_are_apart() -> None:
   assert states['rollbacks'].sum(1).tolist() == [0, 1]
 
 
-def test_by_group() -> None:
-  groups = rule.by_group(jnp.arange(7), 2)
-  assert {key: value.tolist() for key, value in groups.items()} == {
-    'event_mlp': [0, 1], 'event_qk': [2, 3], 'event_v': [4, 5], 'event_final': 6}
+# In the model.
+
+
+def trained(step_losses, hp=(), **attributes):
+  """A GPT-2 stepped through given losses, its parameters fixed: the variables after each."""
+  model = models.build('gpt2', vocab=11, length=6, dim=8, depth=2, heads=2, mlp_ratio=1, unroll=1,
+                       removable=True, **attributes)
+  tokens = np.random.default_rng(0).integers(0, 11, (2, 6)).astype(np.int32)
+  variables = jax.jit(lambda: model.init(jax.random.key(0), tokens))()
+
+  @jax.jit
+  def step(hp, state, loss):
+    _, updated = model.apply({**variables, 'hp': hp, **state}, tokens, train=True,
+                             mutable=[*state, 'losses'])
+    updated.pop('losses')
+    state, hp = model.after_loss(updated, hp, loss)
+    return hp, state
+
+  hp, found = set_hp(variables['hp'], **dict(hp)), []
+  state = {'norm_state': variables['norm_state']}
+  for loss in step_losses:
+    hp, state = step(hp, state, jnp.float32(loss))
+    found.append(jax.tree.map(np.asarray, {'hp': hp, **state}))
+  return found
+
+
+SETTINGS = {f'adaptive_{name}': value for name, value in BASE.items()}
+
+
+def test_the_model_follows_the_rule() -> None:
+  losses = np.full(12, 2.0)
+  losses[7] = 4.0
+  found = trained(losses, SETTINGS, adaptive=4)
+  # By the rule: ln_2 of the layers at 4 and 6, the second of them back from step 8 on.
+  events = [after['hp']['h']['event_mlp'].tolist() for after in found]
+  assert events[2] == [NEVER, NEVER] and events[3] == [4, NEVER] and events[5] == [4, 6]
+  assert events[7] == [4, NEVER]
+  # An evaluation after step s sees what step s was made with, and at once what was put back.
+  sites = ('h.0.ln_2', 'h.1.ln_2', 'h.0.ln_1.qk')
+  gates = [[removable.gates(after)[site] for site in sites] for after in found[3:9]]
+  assert gates == [[1, 1, 1], [0, 1, 1], [0, 1, 1], [0, 0, 1], [0, 1, 1], [0, 1, 1]]
+  assert found[7]['norm_state']['rule']['rollbacks'].tolist() == [0, 1, 0, 0, 0, 0, 0]
+
+
+def test_given_events_stay_where_nothing_is_adaptive() -> None:
+  model = models.build('gpt2', depth=2, removable=True)
+  given = {'norm_state': {}}, {'h': {}}
+  assert model.after_loss(*given, jnp.float32(1)) == given
+  with pytest.raises(UserError, match='removable=True'):
+    models.build('gpt2', adaptive=4)
