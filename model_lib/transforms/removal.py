@@ -6,6 +6,7 @@ that every schedule is the same compiled program. Written as text, for a config:
 
   staged   staged(start=20, gap_mlp=2, gap_qk=2, gap_v=3)   reversed   qk_first   at_once(step=15)
   final_only   keep_final(staged)   sham(staged(start=20))   paper(size=small)   never
+  adaptive(staged, tolerance=0.02)
 
 Numbers that a text leaves out are those of `fitted` for the model's depth and the run's length.
 Order and gaps follow arXiv 2507.02559 (Tables 3 and 4), whose own schedules are in `recipes`.
@@ -18,6 +19,7 @@ import dataclasses
 import math
 
 from model_lib.errors import UserError
+from model_lib.models import adaptive_removal
 from model_lib.models.removable import NEVER
 from model_lib.spec import Call, nearest, parse
 from model_lib.transforms.recipes import PAPER
@@ -26,7 +28,7 @@ from model_lib.transforms.recipes import PAPER
 GROUPS = ('mlp', 'qk', 'v', 'final')
 GAPS = {'mlp': 2, 'qk': 2, 'v': 3}  # between layers, times a common factor
 _ORDERS = {'staged': GROUPS, 'reversed': GROUPS[::-1], 'qk_first': ('qk', 'mlp', 'v', 'final')}
-_NAMES = (*_ORDERS, 'at_once', 'final_only', 'keep_final', 'sham', 'paper', 'never')
+_NAMES = (*_ORDERS, 'at_once', 'final_only', 'keep_final', 'sham', 'paper', 'never', 'adaptive')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +100,28 @@ class Schedule:
             'event_final': events['final'][0], 'enabled': int(self.enabled)}
 
 
+@dataclasses.dataclass(frozen=True)
+class Adaptive:
+  """A removal that follows the loss, for a model with `adaptive` (`models.adaptive_removal`).
+
+  Attributes:
+    order: the sites go in the order of this schedule; its times count for nothing.
+    settings: of the rule, by name; the others are the rule's defaults.
+  """
+
+  order: Schedule
+  settings: tuple[tuple[str, float], ...] = ()
+
+  def hp(self, depth: int) -> dict[str, tuple[int, ...] | float]:
+    """The model's swept numbers: `adaptive_rank` (3 depth + 1 numbers, as `sites` has them) and
+    `adaptive_NAME` for all of the rule's settings, with no events and `enabled`."""
+    rank = {site: i for i, (_, site) in enumerate(self.order.timeline(depth))}
+    settings = {**adaptive_removal.SETTINGS, **dict(self.settings)}
+    return {**Schedule((), 0, (), enabled=self.order.enabled).hp(depth),
+            'adaptive_rank': tuple(rank.get(site, NEVER) for site in sites(depth)),
+            **{f'adaptive_{name}': value for name, value in settings.items()}}
+
+
 def fitted(depth: int, steps: int) -> tuple[int, dict[str, float]]:
   """Start, and gaps by group, of a removal that fits a run; `final` has the gap of the values.
 
@@ -121,18 +145,22 @@ def fitted(depth: int, steps: int) -> tuple[int, dict[str, float]]:
   return steps // 10, {**gaps, 'final': gaps['v']}
 
 
-def schedule(text: str, depth: int, steps: int) -> Schedule:
+def schedule(text: str, depth: int, steps: int) -> Schedule | Adaptive:
   """The schedule that a text names, for a model of `depth` layers trained for `steps` steps.
 
   `staged` removes mlp, qk, v, then the final norm; `reversed` is its exact reverse, layers
   included; `qk_first` swaps the first two groups; `at_once` removes all at one step, `final_only`
   the final norm alone; `keep_final` and `sham` take another schedule; `never` keeps all.
+  `adaptive` takes a schedule for the order of its sites, and settings of the rule.
 
   Raises:
     UserError: an unknown name, setting or size (the line has the nearest), a number out of range,
       a paper's schedule for another depth, or an event that the run does not reach.
   """
-  made = _made(parse(text), depth, steps)
+  call = parse(text)
+  if call.name == 'adaptive':
+    return _adaptive(call, depth, steps)
+  made = _made(call, depth, steps)
   last = max((step for step, _ in made.timeline(depth)), default=0)
   if last >= steps:
     raise UserError(f'schedule {text!r} removes its last norm at step {last} and the run has '
@@ -167,7 +195,24 @@ def _made(call: Call, depth: int, steps: int) -> Schedule:
   if name == 'never':
     _settings(call, ())
     return Schedule((), 0, ())
+  if name == 'adaptive':
+    raise UserError(f'{call} stands inside of another schedule; write adaptive(keep_final(staged)) '
+                    'or adaptive(sham(staged))')
   raise UserError(f'unknown schedule {name!r}{nearest(name, _NAMES)}; known: {", ".join(_NAMES)}')
+
+
+def _adaptive(call: Call, depth: int, steps: int) -> Adaptive:
+  known = adaptive_removal.SETTINGS
+  for key, value in call.kwargs:
+    if key not in known:
+      raise UserError(f'{call}: adaptive has no setting {key!r}{nearest(key, known)}; it takes a '
+                      f'schedule and {", ".join(known)}')
+    whole = isinstance(known[key], int)
+    if type(value) not in ((int,) if whole else (int, float)) or not 0 <= value < (
+        1 if key == 'decay' else NEVER):
+      raise UserError(f'{call}: {key} must be {"an integer" if whole else "a number"} from 0'
+                      f'{" to below 1" if key == "decay" else ""}, not {value}')
+  return Adaptive(_made(_inner(Call(call.name, call.args)), depth, steps), call.kwargs)
 
 
 def _of_paper(call: Call, depth: int) -> Schedule:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+import jax
+import numpy as np
 import pytest
 
+from model_lib import models
 from model_lib.errors import UserError
 from model_lib.models.removable import NEVER
 from model_lib.transforms import removal
@@ -79,6 +82,25 @@ def test_a_sham_has_the_events_and_switches_nothing() -> None:
   assert schedule('sham(keep_final(staged))', 3, 90).order == ('mlp', 'qk', 'v')
 
 
+def test_adaptive_ranks_are_the_order_of_a_schedule() -> None:
+  plan = schedule('adaptive(staged, gap=5, tolerance=0.1)', 2, 100)
+  hp = plan.hp(2)
+  assert hp['adaptive_rank'] == (0, 1, 2, 3, 4, 5, 6)
+  assert (hp['adaptive_gap'], hp['adaptive_tolerance'], hp['adaptive_wait']) == (5, 0.1, 20)
+  assert hp['event_mlp'] == (NEVER, NEVER) and hp['event_final'] == NEVER and hp['enabled'] == 1
+  assert schedule('adaptive', 2, 100).hp(2)['adaptive_rank'] == hp['adaptive_rank']
+  back = schedule('adaptive(reversed)', 2, 100).hp(2)['adaptive_rank']
+  assert back == (6, 5, 4, 3, 2, 1, 0)
+  kept = schedule('adaptive(sham(keep_final(qk_first)))', 2, 100).hp(2)
+  assert kept['adaptive_rank'] == (2, 3, 0, 1, 4, 5, NEVER) and kept['enabled'] == 0
+  # All of the model's swept numbers of this kind are there.
+  model = models.build('gpt2', depth=2, vocab=5, dim=4, heads=1, removable=True, adaptive=4)
+  own = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 1), np.int32)))['hp']
+  names = {*own, *own['h']}
+  assert set(hp) <= names and {n for n in names if n.startswith(('adaptive', 'event'))} <= set(hp)
+  assert own['adaptive_rank'].shape == (7,)
+
+
 @given(st.integers(1, 48), st.integers(20, 2000))
 def test_fitted_to_any_depth_and_length(depth, steps) -> None:
   timeline = schedule('staged', depth, steps).timeline(depth)
@@ -115,6 +137,9 @@ def test_numbers_that_are_left_out_are_fitted() -> None:
   ('paper(size=3)', 'sizes: small, medium'), ('paper(size=medium)', 'for 24 layers'),
   ('sham(staged, staged)', 'takes one schedule'), ('sham(schedule=staged)', 'takes one schedule'),
   ('keep_final(3)', 'takes one schedule'), ('keep_final(sham(stagde))', "nearest: 'staged'"),
+  ('adaptive(staged, tolerence=1)', "nearest: 'tolerance'"), ('adaptive(gap=1.5)', 'an integer'),
+  ('adaptive(decay=1)', 'from 0 to below 1'), ('adaptive(stagde)', "nearest: 'staged'"),
+  ('adaptive(staged, reversed)', 'takes one schedule'), ('sham(adaptive)', 'stands inside'),
   ('staged(start=95)', 'last norm at step'), ('staged(', 'position 8'),
 ])
 def test_a_mistake_is_one_line(text, part) -> None:
