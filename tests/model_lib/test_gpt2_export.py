@@ -11,6 +11,7 @@ import pytest
 
 from model_lib import models
 from model_lib.errors import UserError
+from model_lib.interop import save_gpt2
 from model_lib.models.removable import NEVER
 from model_lib.transforms import edits, find_normalizations
 from model_lib.transforms import gpt2_export as export
@@ -278,3 +279,29 @@ def test_a_kept_norm_is_the_old_one() -> None:
   assert 'lm_head' not in new.variables['params'] and new.model.final_norm == 'layer'
   found = find_normalizations(apply(new.model), new.variables, tokens)
   assert found and all('ln_f' in finding.scope for finding in found)
+
+
+@pytest.mark.slow  # importing torch and transformers takes longest
+@pytest.mark.parity
+def test_stock_transformers_compute_the_linear_norms(tmp_path) -> None:
+  import torch
+  import transformers
+  model, variables, tokens = case()
+  new = exported('trick')
+  save_gpt2(tmp_path / 'weights', new.model, new.variables)
+  stock = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / 'weights').eval()
+  for dtype, allowed in (('float32', 1e-4), ('float64', 1e-6)):  # the weights were rounded once
+    with torch.no_grad():
+      logits = stock.to(getattr(torch, dtype))(torch.from_numpy(tokens).long()).logits.numpy()
+    with jax.enable_x64(dtype == 'float64'):
+      cast = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == np.float32 else x, variables)
+      old = np.asarray(jax.jit(apply(model))(cast, tokens))
+    assert logits.dtype == old.dtype == dtype
+    assert np.abs(logits - old).max() < allowed * np.abs(old).max()
+  # With its own eps, as loaders that drop the config's would have it, it is another function.
+  for name, module in stock.named_modules():
+    if isinstance(module, torch.nn.LayerNorm):
+      module.eps = 1e-5
+  with torch.no_grad():
+    off = stock(torch.from_numpy(tokens).long()).logits.numpy()
+  assert np.abs(off - old).max() > np.abs(old).max()
