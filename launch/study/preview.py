@@ -102,7 +102,8 @@ def _leaves(tree):
   return jax.tree.leaves(tree)
 
 
-def _table(study: Study, config) -> tables.Table:
+def _table(study: Study, parsed) -> tables.Table:
+  config = parsed.config
   study.check(config)
   data = datasets.load(study.data(config), config.io.data_dir)
   rows, total, peak, trains = [], _START_S, 0.0, False
@@ -129,6 +130,7 @@ def _table(study: Study, config) -> tables.Table:
     notes.append('Cohorts that depend on earlier results are shown as if all earlier results were '
                  'equal; runs that other results ask for (such as a wider range of learning '
                  'rates) come on top.')
+  notes += study.preset_notes.get(parsed.preset, ())
   column = tables.Column
   return tables.Table(
       f'{study.name} on {data.dataset.name}' if data else study.name,
@@ -143,10 +145,10 @@ def _table(study: Study, config) -> tables.Table:
 
 def runs(study: Study, parsed) -> str:
   """The text of --list."""
-  return _table(study, parsed.config).to_text()
+  return _table(study, parsed).to_text()
 
 
 def dry_run(study: Study, parsed) -> str:
   """The text of --dry_run: the resolved config, then the estimates."""
   return (json.dumps(config_lib.to_dict(parsed.config), indent=2) + '\n\n'
-          + _table(study, parsed.config).to_text())
+          + _table(study, parsed).to_text())

@@ -62,6 +62,17 @@ def test_a_study_that_asks_once_has_nothing_on_top():
   assert list(listed(text)) == list(SMOKE)[:2] and 'earlier results' not in text
 
 
+def test_what_a_preset_lacks_is_said_below_its_list():
+  noted = dataclasses.replace(STUDY, preset_notes={'smoke': ('A network: not implemented.',),
+                                                   'cpu': ('Nothing.',)})
+  text = preview.runs(noted, parse())
+  assert text.rstrip().endswith('\nA network: not implemented.') and 'Nothing' not in text
+  paper = ' '.join(STUDY.preset_notes['paper'])
+  for said in ('ViT-Tiny', 'without distillation', 'TNT-Small: not implemented', 'CIFAR-100',
+               'ImageNet-1K'):
+    assert said in paper
+
+
 def test_the_dry_run_is_the_config_and_the_same_table(tmp_path):
   parsed = parse('--dry_run', f'--workdir={tmp_path / "run"}', '--config.mlp.steps=45')
   text = preview.dry_run(STUDY, parsed)
