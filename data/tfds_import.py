@@ -48,7 +48,21 @@ def read(name: str, temporary: pathlib.Path) -> Content:
   return Content(
       name='tfds-' + re.sub(r'[^A-Za-z0-9._]+', '-', name).lower(), kind='images',
       inputs=images, labels=labels, num_classes=num_classes,
-      about=f'the splits train and test of the TFDS dataset {name}')
+      about=f'the split train of the TFDS dataset {name}, and its test split or, where it has none, '
+      'validation')
+
+
+def held_out(splits: Iterable[str]) -> str:
+  """The split that serves as the test set: test, or validation where there is none (ImageNet).
+
+  Raises:
+    DataError: there is neither.
+  """
+  names = list(splits)
+  for name in ('test', 'validation'):
+    if name in names:
+      return name
+  raise DataError(f'needs a split test or validation, has {", ".join(names) or "none"}')
 
 
 def stack_examples(examples: Iterable[Mapping[str, object]]) -> tuple[np.ndarray, np.ndarray]:
@@ -83,11 +97,11 @@ def _child(name: str, directory: pathlib.Path) -> None:
 
   builder = tfds.builder(name, data_dir=str(directory / 'tfds'))
   builder.download_and_prepare()
-  for split in ('train', 'test'):
+  for saved, split in (('train', 'train'), ('test', held_out(builder.info.splits))):
     dataset = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
     images, labels = stack_examples(dataset)
-    np.save(directory / f'{split}-images.npy', images)
-    np.save(directory / f'{split}-labels.npy', labels)
+    np.save(directory / f'{saved}-images.npy', images)
+    np.save(directory / f'{saved}-labels.npy', labels)
 
 
 def _end_with_parent() -> None:

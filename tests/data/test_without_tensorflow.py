@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data.errors import DataError
-from data.tfds_import import stack_examples
+from data.tfds_import import held_out, stack_examples
 from tests import helpers
 from tests.data.make_files import write_cifar10
 
@@ -54,6 +54,13 @@ def test_tfds_sets_need_tensorflow(tmp_path, name):
     f'data.prepare: tfds:{name}: this needs TensorFlow, which cannot be imported here '
     '(RuntimeError); pip install tensorflow\n')
   assert list((tmp_path / 'd').iterdir()) == []
+
+
+def test_the_test_set_of_a_tfds_set():
+  assert held_out(['train', 'validation', 'test']) == 'test'
+  assert held_out(['train', 'validation']) == 'validation'
+  with pytest.raises(DataError, match='has train'):
+    held_out(['train'])
 
 
 def example(shape, label, dtype=np.uint8):
