@@ -237,12 +237,12 @@ def measure_proxies(given: Given, cohorts: Sequence[str]) -> list[dict[str, Any]
   return rows
 
 
-def measure_unigram(given: Given, data: str) -> list[dict[str, Any]]:
+def measure_unigram(given: Given, data: str, part: str = 'search') -> list[dict[str, Any]]:
   """Entropy of the training bytes in nats: what a model reaches that knows their shares alone."""
   text = given.data.beside[data]
   counts = np.bincount(text.dataset.inputs[text.splits[0].train].ravel())
   shares = counts[counts > 0] / counts.sum()
-  return [{'part': 'search', 'phase': 'unigram', 'entropy': float(-(shares * np.log(shares)).sum())}]
+  return [{'part': part, 'phase': 'unigram', 'entropy': float(-(shares * np.log(shares)).sum())}]
 
 
 def measure_counts(given: Given, space: str, operators: Sequence[str]) -> list[dict[str, Any]]:

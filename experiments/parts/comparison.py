@@ -91,17 +91,16 @@ def seed_of(config: Any, phase: int, copy: int, number: int) -> int:
   return ((config.seed * 8 + phase) * (MOST_COPIES + 1) + copy) * MOST_SEEDS + number
 
 
-def programs(config: Any, part: str) -> list[tuple[str, str, tuple[str, ...]]]:
+def programs(activations: Sequence[str]) -> list[tuple[str, str, tuple[str, ...]]]:
   """(name, spec, activations) of each compiled program.
 
   Fixed pointwise activations share one program that switches between them; one
   with parameters, statistics or a gate has its own.
   """
   from model_lib.activations import get_activation
-  arms = getattr(config, part)
-  shared = tuple(a for a in arms.activations
+  shared = tuple(a for a in activations
                  if get_activation(a).kind == 'pointwise' and not get_activation(a).parameters)
-  own = [a for a in arms.activations if a not in shared]
+  own = [a for a in activations if a not in shared]
   return [('fixed', f'switch({", ".join(shared)})', shared),
           *((re.sub(r'[^a-z0-9-]+', '_', a).strip('_'), a, (a,)) for a in own)]
 
@@ -129,7 +128,7 @@ def cohorts(config: Any):
   """Selection, one step beyond its edges, then fresh seeds: for each part."""
   for part in config.models:
     arms = getattr(config, part)
-    listed = programs(config, part)
+    listed = programs(arms.activations)
     copies = len(arms.activations) if arms.null_copies < 0 else arms.null_copies
 
     def cohort(phase: str, program, members, timed: bool = False, part=part, arms=arms):

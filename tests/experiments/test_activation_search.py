@@ -255,7 +255,7 @@ def test_fixed_activations_share_one_program_and_others_have_their_own(full):
 def test_programs_of_different_settings_have_different_names():
   config = small(mlp__activations=('relu', 'crrelu(epsilon=0.5)', 'crrelu(epsilon=-0.5)', 'crrelu',
                                    'crrelu(epsilon=1e-5)', 'crrelu(epsilon=1e5)'))
-  names = [name for name, _, _ in comparison.programs(config, 'mlp')]
+  names = [name for name, _, _ in comparison.programs(config.mlp.activations)]
   assert len(set(names)) == len(names) == 6
 
 
@@ -316,7 +316,7 @@ def test_the_quick_preset_is_a_comparison_of_the_promised_size():
   assert config.models == ('mlp',)
   assert len(config.mlp.activations) >= 40
   assert config.mlp.fresh_seeds >= 16 and config.mlp.null_copies >= 16
-  assert len(comparison.programs(config, 'mlp')) - 1 <= 6
+  assert len(comparison.programs(config.mlp.activations)) - 1 <= 6
   runs = collections.Counter(
       (m.tags['phase'], m.tags['activation'], m.tags['copy']) for m in play(config).members)
   assert {runs['fresh', a, 0] for a in config.mlp.activations} == {config.mlp.fresh_seeds}
