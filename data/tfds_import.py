@@ -48,7 +48,7 @@ def read(name: str, temporary: pathlib.Path) -> Content:
   return Content(
       name='tfds-' + re.sub(r'[^A-Za-z0-9._]+', '-', name).lower(), kind='images',
       inputs=images, labels=labels, num_classes=num_classes,
-      about=f'the split train of the TFDS dataset {name}, and its test split or, where it has none, '
+      about=f'the split train of the TFDS dataset {name}, and test or, where it has none, '
       'validation')
 
 
