@@ -1,7 +1,5 @@
-"""Engines of the activation search: table and bytecode against the real expression."""
+"""Engines of the activation search: what they refuse, their derivatives, members of one program."""
 
-import dataclasses
-import functools
 import logging
 import time
 
@@ -15,37 +13,18 @@ from model_lib.activations import get_activation
 from model_lib.errors import UserError
 from model_lib.models import candidate
 from model_lib.models import swept
-from model_lib.models.activation_layer import ActivationLayer, branches, consumer_gains
-from model_lib.search import Evaluator, ValidityFilter, get_space, parse
+from model_lib.models.activation_layer import ActivationLayer, consumer_gains
+from model_lib.search import get_space, parse
 from model_lib.search.engines import gain, kinks
 from model_lib.search.engines.bytecode import OPCODES, run
 from model_lib.search.operators import OPERATORS
 from model_lib.training.cohort import Member, ModelSpec
 from tests.model_lib.engine import Engine
+from tests.model_lib.expressions import encoded, runs
 
 _POINTS = (np.random.default_rng(3).standard_normal((32, 24)) * 2).astype(np.float32)
 _MLP = {'widths': (24, 24)}
 _QUICK = {'compiler_options': {'xla_backend_optimization_level': 0}}
-_SPACES = ('swish', 'pangaea', 'act_bench', 'aquasurf')
-
-
-@functools.cache
-def random_expressions(count, parameters=True):
-  """Valid expressions, as many of each space; every third has a parameter on an edge."""
-  rng, judge, found = np.random.default_rng(11), ValidityFilter(), []
-  while len(found) < count:
-    space = get_space(_SPACES[len(found) % len(_SPACES)])
-    expression = space.sample(rng, parameters=int(parameters and len(found) % 3 == 0))
-    if judge(expression).valid and expression.n_parameters <= (4 if parameters else 0) and (
-        expression not in found):
-      found.append(expression)
-  return tuple(found)
-
-
-def encoded(engine, expressions):
-  """The leaves of all candidates, stacked."""
-  rows = [swept.find(engine).encode(str(expression)) for expression in expressions]
-  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def test_the_kinks_of_an_expression_are_listed():
@@ -77,41 +56,6 @@ def test_the_gain_of_an_expression_with_a_kink_off_the_grid():
       gain(parse(text))
 
 
-def errors_of_table(expressions, engine='table'):
-  """(median, worst, worst at a kink) of |table - f| / (|f| + rms f / 100), per expression."""
-  x = np.linspace(-7.9, 7.9, 4000).astype(np.float32)  # without 0, where quotients have no value
-  layer, leaves = ActivationLayer(engine), encoded(engine, expressions)
-  values = np.asarray(jax.jit(lambda leaves: jax.lax.map(
-      lambda leaf: layer.apply({'hp': leaf}, x), leaves))(leaves), np.float64)
-  exact = Evaluator(x.astype(np.float64))
-  rows = []
-  for value, expression in zip(values, expressions, strict=True):
-    true = exact.value(expression)
-    error = np.abs(value - true) / (np.abs(true) + 1e-2 * np.sqrt(np.mean(true**2)))
-    near = np.zeros(len(x), bool)
-    for place in kinks(expression):
-      near |= np.abs(x - place) < 2 / 64
-    rows.append((np.median(error), error[~near].max(), error[near].max(initial=0)))
-  return np.array(rows)
-
-
-def check_table(count):
-  rows = errors_of_table(random_expressions(count))
-  assert np.median(rows[:, 0]) < 1e-6
-  assert rows[:, 0].max() < 1e-5
-  assert rows[:, 1].max() < 1e-2
-  assert rows[:, 2].max() < 1e-1
-
-
-def test_the_table_agrees_with_the_expression():
-  check_table(40)
-  kinked, smooth = (parse(text) for text in ('min(abs(add(x, -0.3)), abs(add(x, 0.71)))', 'sin(x)'))
-  coarse = errors_of_table([kinked, smooth], 'table(per_octave=2)')
-  # One of the kinks is exact, the others are moved; an expression has other numbers than the next.
-  assert coarse[0, 2] > 1e-2 and coarse[1, 0] > 1e-4
-  assert errors_of_table([kinked])[0, 1] < 1e-5
-
-
 def test_the_table_is_exact_at_knots_and_goes_on_as_a_line():
   x = np.array([-1e20, -136, -128, -2.5, -0.0, 0, 2.5, 7.9, 128, 129, 1e20, np.nan], np.float32)
   layer = ActivationLayer('table')
@@ -137,49 +81,6 @@ def test_the_slope_of_the_table_is_the_derivative_of_its_value():
   x = np.linspace(-5.05, 5.05, 37).astype(np.float32)
   check_grads(lambda x: ActivationLayer(spec).apply({'hp': leaves}, x), (x,), order=1,
               modes=('fwd', 'rev'), atol=1e-2, rtol=1e-2, eps=1e-3)
-
-
-def bytecode_against_jit(expressions):
-  """Largest |ours - theirs| / (|theirs| + rms / 10): of values, slopes, derivatives by scalars.
-
-  Slopes may differ further by what rounding costs the expression itself: by four times its
-  distance from float64, and near 0, where quotients such as x / sinh x cancel, by 1e-6 / |x|.
-  """
-  def pulled(function, *inputs):
-    value, back = jax.vjp(function, *inputs)
-    return value, *back(jnp.cos(_POINTS))
-
-  leaves = encoded('bytecode', expressions)
-  ours = jax.jit(lambda leaves: jax.lax.map(lambda leaf: pulled(
-      functools.partial(run, leaf['program'], leaf['constants'], leaf['count']),
-      1.1 * leaf['first'] + 0.05, _POINTS), leaves), **_QUICK)(leaves)
-  scalars = 1.1 * leaves['first'] + np.float32(0.05)
-
-  def real(expression):
-    def function(beta, x):
-      return expression(x, **{f'beta_{i}': beta[i] for i in range(expression.n_parameters)})
-    return function
-  theirs = jax.jit(lambda scalars: [pulled(real(e), scalars[i], _POINTS)
-                                    for i, e in enumerate(expressions)],
-                   **_QUICK)(scalars)
-  worst, wide = np.zeros(3), Evaluator(_POINTS.ravel().astype(np.float64))
-  for i, (value, to_beta, to_x) in enumerate(theirs):
-    assert np.isfinite(value).all() and np.isfinite(to_x).all()
-    for k, (a, b) in enumerate(((ours[0][i], value), (ours[2][i], to_x), (ours[1][i], to_beta))):
-      # A derivative by a scalar is a sum over all entries.
-      scale = np.abs(b) + 0.1 * (np.sqrt(np.mean(np.square(b))) if k < 2 else
-                                 np.abs(np.cos(_POINTS)).sum())
-      rounding = 0.0
-      if k == 1:
-        e = expressions[i]
-        true = wide.slope(e, scalars[i, :e.n_parameters]).reshape(b.shape) * np.cos(_POINTS)
-        rounding = 4 * np.abs(b - true) + 1e-6 / np.abs(_POINTS) * scale
-      worst[k] = max(worst[k], ((np.abs(a - b) - rounding) / scale).max())
-  return worst
-
-
-def test_the_bytecode_agrees_with_the_expression_in_values_and_gradients():
-  assert (bytecode_against_jit(random_expressions(30)) < 1e-5).all()
 
 
 def test_every_operator_has_an_opcode_and_its_own_place():
@@ -237,11 +138,6 @@ def test_the_expression_itself_is_an_activation_with_parameters():
   assert consumer_gains(spec) == (get_activation('silu').moments().gain,)
   model = models.build('mlp', overrides=('layers.1.activation: expression(sin(x))',))
   assert [site.spec for site in models.sites(model) if site.changed] == ['expression(sin(x))']
-
-
-def runs(texts, **hp):
-  return tuple(Member({'number': i}, i, 0, 0, {'learning_rate': 3e-3, 'candidate': text, **hp})
-               for i, text in enumerate(texts))
 
 
 def test_a_candidate_needs_a_model_that_takes_one():
@@ -305,92 +201,3 @@ def test_thousands_of_candidates_are_encoded_in_seconds():
   for expression in raw[1::2]:
     swept.find('table').encode(str(expression))
   assert time.process_time() - start < 50 * 0.02
-
-
-class _Chosen(swept.SweptActivation):
-  """The real expressions, compiled, of which a number chooses one: jit in few programs."""
-
-  name = 'chosen'
-
-  def __init__(self, expressions):
-    self.expressions = expressions
-
-  def default(self):
-    return {'number': np.int32(0)}
-
-  def encode(self, text):
-    return {'number': np.int32(self.expressions.index(parse(text)))}
-
-  def first(self, leaves, shape):
-    return {}
-
-  def apply(self, leaves, params, x):
-    return jax.lax.switch(leaves['number'], self.expressions, x)
-
-  def gain(self):
-    return 2**0.5
-
-
-def losses_after_training(engine, expressions, folder, factor=1.0):
-  """The loss of the 100th batch, per expression; all start from the same weights."""
-  members = [dataclasses.replace(member, seed=0, hp={
-                 **member.hp, 'learning_rate': 1e-3, 'init_gain': factor * gain(expression)})
-             for member, expression in zip(runs(map(str, expressions)), expressions, strict=True)]
-  return engine.train(members, folder).losses()[:, -1]
-
-
-def check_training(count, folder, monkeypatch, per_program=40):
-  """Shares of expressions whose loss agrees within 1 %.
-
-  Of all: table and bytecode. Of those whose real loss is a number of its own, which does not move
-  by 1 % when the start is scaled by 1 + 1e-6 (near poles and explosions it does): the share of
-  these, then table, bytecode and, as what disagrees, the next expression. Where none of the two is
-  finite, they agree.
-  """
-  expressions = random_expressions(count, parameters=False)
-  monkeypatch.setitem(swept._MAKERS, 'chosen', lambda call: chosen)
-  monkeypatch.setattr(swept, '_made', lambda maker, spec: maker(swept.spec_lib.parse(spec)))
-
-  def engine(name):
-    return Engine(ModelSpec('mlp', {'widths': (64, 64, 64), 'activation': name}), chunk=10, k=50,
-                  steps=100, evaluates=False)
-
-  real, again = [], []
-  for start in range(0, count, per_program):
-    chosen = _Chosen(expressions[start:start + per_program])
-    branches.cache_clear()
-    consumer_gains.cache_clear()
-    trainer = engine('chosen')
-    real += list(losses_after_training(trainer, chosen.expressions, folder))
-    again += list(losses_after_training(trainer, chosen.expressions, folder, 1 + 1e-6))
-  real = np.array(real)
-
-  def agreement(losses):
-    with np.errstate(invalid='ignore'):
-      agree = np.abs(losses - real) <= 0.01 * np.abs(real)
-    return agree | ~(np.isfinite(losses) | np.isfinite(real))
-
-  own = agreement(np.array(again))
-  table, bytecode = (agreement(losses_after_training(engine(name), expressions, folder))
-                     for name in ('table', 'bytecode'))
-  another = agreement(np.roll(real, 1))
-  return [float(np.mean(part)) for part in (
-      table, bytecode, own, table[own], bytecode[own], another[own])]
-
-
-@pytest.mark.slow
-def test_training_with_the_engines_gives_the_losses_of_the_real_expressions(tmp_path, monkeypatch):
-  shares = check_training(200, tmp_path, monkeypatch)
-  print(shares)
-  table_of_all, bytecode_of_all, own, table, bytecode, another = shares
-  assert own > 0.85 and table >= 0.95 and bytecode >= 0.95 and another < 0.5
-  assert table_of_all >= 0.9 and bytecode_of_all >= 0.95
-
-
-@pytest.mark.slow
-def test_the_engines_agree_on_200_expressions():
-  check_table(200)
-  for start in range(0, 200, 40):
-    # Slopes of a few quotients differ by up to 8e-5 near 0, where they cancel.
-    worst = bytecode_against_jit(random_expressions(200)[start:start + 40])
-    assert (worst < (1e-5, 1e-4, 1e-5)).all()
