@@ -38,9 +38,9 @@ def write_candidates(path: Path, count: int) -> None:
 
 def search(pairs: int, full: bool = False, count: int = CANDIDATES, steps: int = STEPS,
            sample: int = SAMPLE) -> list[dict[str, Any]]:
-  """Candidates per second, compilation included; cost of a step; memory.
+  """Candidates per second, compilation and evaluation included; cost of a step; memory.
 
-  Each side is a process of its own that is timed from its imports on. Of the slow sides `sample`
+  Each side is a process of its own that is timed after its imports. Of the slow sides `sample`
   candidates are timed and the time is scaled to all; `full` trains all of them apart once.
   PyTorch, where it is installed, runs in two processes with one thread each: the time is the
   longer one's.

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from launch.benchmark import candidates
+from launch.benchmark import engine
 from launch.benchmark import search
 from model_lib.search import Evaluator, Expression, X, get_operator, get_space
+
+pytestmark = pytest.mark.usefixtures('unoptimized')
 
 
 @pytest.mark.parity
@@ -25,6 +28,21 @@ def test_pytorch_computes_the_operators_of_the_space():
     ours = evaluator.value(Expression(name, inputs))
     theirs = function(*(torch.tensor(evaluator.value(a)) for a in inputs)).numpy()
     np.testing.assert_allclose(theirs, ours, rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parity
+def test_all_sides_train_and_evaluate_the_same_candidates(tmp_path):
+  """The plain sides have one start; the population's own draws give losses nearby."""
+  chosen, data = [('relu(x)', 2**0.5), ('zero(x)', 1.0), ('tanh(x)', 1.6)], tmp_path / 'digits.npz'
+  engine.write_plain_data(data)
+  losses = {}
+  for side, train in candidates.SIDES.items():
+    seconds, losses[side] = train(chosen, data, 40)
+    assert seconds > 0
+  np.testing.assert_allclose(losses['apart'], losses['eager'], rtol=1e-3)
+  np.testing.assert_allclose(losses['population'], losses['apart'], rtol=0.25)
+  np.testing.assert_allclose(losses['population'][1], np.log(10), rtol=0.01)
+  assert losses['population'][[0, 2]].max() < 1.5
 
 
 def test_candidates_and_plain_runs_are_cohorts_of_one_size():
