@@ -143,9 +143,7 @@ PRESETS = {
 }
 PRESET_NOTES = {
     'paper': (
-        'vit is ViT-Tiny, mean-pooled. DeiT-Tiny is that network with a distilling teacher; it is '
-        'trained without distillation here, and is this very run.',
-        'TNT-Small: not implemented.',
+        *comparison.TINY,
         'CIFAR-100: --config.dataset=cifar100. ImageNet-1K at 64 x 64, since images are read whole '
         'into memory: python -m data.prepare --dataset=tfds:imagenet_resized/64x64, then '
         '--config.dataset=tfds-imagenet_resized-64x64 --config.vit_patch=8 and, for 100 epochs, '

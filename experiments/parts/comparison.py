@@ -42,6 +42,9 @@ IN_VIT = ('identity', 'relu', 'leaky_relu', 'gelu', 'silu', 'mish', 'elu', 'tanh
           'relu_squared')
 TESTED = {'gelu': 'gelu', 'silu': 'silu', 'crrelu': 'crrelu', 'ash': 'ash(axes=last)'}
 MOST_SEEDS, MOST_COPIES = 10007, 1008  # that `seed_of` keeps apart
+TINY = (  # of the networks of Sun et al. 2024
+    'This is ViT-Tiny, mean-pooled. DeiT-Tiny is that network with a distilling teacher; it is '
+    'trained without distillation here, and is this very run.', 'TNT-Small: not implemented.')
 MIN_SEEDS = 16
 MAX_EDGE_SHARE = 0.10
 LEARNED = 0.3  # nats that the reference's test loss must lie below the labels' entropy
@@ -277,6 +280,8 @@ def table(config: Any, part: str, rows: pd.DataFrame, dataset: str, choices) -> 
   else:
     notes.append('No null row, and too few seeds for one: intervals only, no winner.')
     size = f'ViT {config.vit_depth} x {config.vit_dim}, patch {config.vit_patch}'
+    if (config.vit_depth, config.vit_dim, config.vit_heads) == (12, 192, 3):
+      notes += TINY
   return comparison_table(
       f'Activations on {dataset}, {size}, {getattr(config, part).steps} steps', 'activation',
       REFERENCE, fresh, choices, notes, named=part == 'mlp')

@@ -515,6 +515,16 @@ def test_every_form_of_every_table_shows_the_data_set():
   assert 'digits' not in first.to_text()
 
 
+def test_the_paper_s_table_says_what_its_networks_are():
+  played = play(resolved('paper', vit__activations=FEW, vit__fresh_seeds=2))
+  table, = played.report('cifar10').tables
+  assert 'ViT 12 x 192, patch 4, 35100 steps' in table.title
+  said = ' '.join(table.notes)
+  assert 'trained without distillation' in said and 'TNT-Small: not implemented.' in said
+  other = play(small(models=('vit',), vit__activations=FEW)).report().tables[0]
+  assert 'TNT' not in ' '.join(other.notes)
+
+
 def test_the_vit_names_no_winner():
   played = play(small(models=('mlp', 'vit'), vit__activations=FEW))
   first, second = played.report().tables
