@@ -66,7 +66,7 @@ def attribute(model: nn.Module, variables: Mapping, tokens: np.ndarray,
     batch: windows at a time; L + 1 passes over each batch.
 
   Raises:
-    UserError: the norm is none of 'layer', 'rms', 'none'.
+    UserError: the final norm is none of 'layer', 'rms', 'none'.
   """
   readout.centers(model)
   return in_batches(lambda block: _attribute(model, variables, block), tokens, batch)

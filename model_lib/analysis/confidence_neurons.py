@@ -90,7 +90,7 @@ def neurons(model: nn.Module, variables: Mapping) -> Neurons:
   """The last layer's neurons and their scores, in float64.
 
   Raises:
-    UserError: the norm is none of 'layer', 'rms', 'none'.
+    UserError: the final norm is none of 'layer', 'rms', 'none'.
   """
   w = np.asarray(readout.kernel(variables['params']['h']['mlp']['c_proj'])[-1], np.float64)
   if readout.centers(model):
@@ -108,7 +108,8 @@ def spectrum(model: nn.Module, variables: Mapping, weights: np.ndarray) -> Spect
   """Where the rows of weights [K, D] (of `Neurons.weights`) lie in the spectrum of W."""
   matrix = np.asarray(readout.readout(model, variables), np.float64)
   dim, vocab = matrix.shape
-  directions, own, _ = np.linalg.svd(matrix, full_matrices=True)
+  # Of a wide matrix the directions in the vocabulary, V^2 numbers, are not made.
+  directions, own, _ = np.linalg.svd(matrix, full_matrices=dim > vocab)
   values = np.zeros(dim)
   values[:len(own)] = own / own[0]
   unit = weights / np.linalg.norm(weights, axis=1, keepdims=True)

@@ -77,11 +77,11 @@ def cosines(model: nn.Module, variables: Mapping, tokens: np.ndarray, n: np.ndar
   where a norm was removed from the model this is what a real one would do there.
 
   Raises:
-    UserError: the norm is neither 'layer' nor 'rms'.
+    UserError: the norms are not all 'layer' or all 'rms'.
   """
-  if model.norm not in KINDS:
-    raise UserError(f'norm={model.norm!r}: the direction of the gradient is measured behind '
-                    f'{" or ".join(KINDS)}')
+  if model.norm not in KINDS or model.final_norm not in ('', model.norm):
+    raise UserError(f'norm={model.norm!r}, final_norm={model.final_norm!r}: the direction of the '
+                    f'gradient is measured behind norms of one kind, {" or ".join(KINDS)}')
   return in_batches(lambda block: _cosines(model, variables, block, n), tokens, batch)
 
 

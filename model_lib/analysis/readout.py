@@ -22,16 +22,17 @@ from model_lib.errors import UserError
 
 
 def centers(model: nn.Module) -> bool:
-  """Whether the norms of a `models.gpt2.GPT2` subtract the mean.
+  """Whether the final norm of a `models.gpt2.GPT2` subtracts the mean.
 
   Raises:
-    UserError: the norm is none of 'layer', 'rms', 'none': then the last map is not linear at a
-      fixed scale.
+    UserError: it is none of 'layer', 'rms', 'none': then the last map is not linear at a fixed
+      scale.
   """
-  if model.norm not in ('layer', 'rms', 'none'):
-    raise UserError(f'norm={model.norm!r}: the map from the residual stream to the logits is read '
+  norm = model.final_norm or model.norm
+  if norm not in ('layer', 'rms', 'none'):
+    raise UserError(f'final norm {norm!r}: the map from the residual stream to the logits is read '
                     "as a matrix at a scale, which needs 'layer', 'rms' or 'none'")
-  return model.norm == 'layer'
+  return norm == 'layer'
 
 
 def kernel(params: Mapping) -> jax.Array:

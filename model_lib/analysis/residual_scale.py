@@ -44,7 +44,7 @@ def residual_scale(model: nn.Module, variables: Mapping, tokens: np.ndarray,
 
   Args:
     model: with the taps `resid_pre`, `resid_mid` [L, B, T, D] and `resid_final` [B, T, D], and the
-      attributes `norm` and `eps`.
+      attributes `norm`, `final_norm` and `eps`.
     variables: of the model.
     tokens: the windows.
     batch: windows at a time.
@@ -58,8 +58,9 @@ def residual_scale(model: nn.Module, variables: Mapping, tokens: np.ndarray,
 @functools.partial(jax.jit, static_argnums=0)
 def _scale(model, variables, tokens):
   _, taps = model.apply(variables, tokens, train=False, taps=True)
-  return Scale(*(_along(taps, part) for part in (
-    functools.partial(sigma, center=model.norm != 'rms', eps=model.eps), _length)))
+  inside, last = (functools.partial(sigma, center=norm != 'rms', eps=model.eps)
+                  for norm in (model.norm, model.final_norm or model.norm))
+  return Scale(_along(taps, inside, last), _along(taps, _length, _length))
 
 
 def _wide(x):
@@ -78,11 +79,11 @@ def _length(x):
   return jnp.linalg.norm(_wide(x), axis=-1)
 
 
-def _along(taps, part):
-  """part of the stream [B, 2 L + 1, T], in the order of `places`."""
-  inside = jnp.stack([part(taps['resid_pre']), part(taps['resid_mid'])], 1)  # [L, 2, B, T]
-  inside = inside.reshape(-1, *inside.shape[2:])
-  return jnp.moveaxis(jnp.concatenate([inside, part(taps['resid_final'])[None]]), 1, 0)
+def _along(taps, inside, last):
+  """The two functions of the stream [B, 2 L + 1, T], in the order of `places`."""
+  found = jnp.stack([inside(taps['resid_pre']), inside(taps['resid_mid'])], 1)  # [L, 2, B, T]
+  found = found.reshape(-1, *found.shape[2:])
+  return jnp.moveaxis(jnp.concatenate([found, last(taps['resid_final'])[None]]), 1, 0)
 
 
 def position_rows(found: Scale) -> list[dict[str, Any]]:

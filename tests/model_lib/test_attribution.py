@@ -83,7 +83,7 @@ def test_a_draw_takes_whole_sequences_and_heads():
                              np.quantile(draws, [0.025, 0.975]))
 
 
-def _folded(model, variables):
+def _folded(model, variables, keep_final=False):
   """The model without norms, by hand: centring, gains, sigmas and shifts inside of the kernels."""
   params, state = variables['params'], variables['norm_state']
   h, dim = params['h'], model.dim
@@ -102,9 +102,12 @@ def _folded(model, variables):
                                   state['h']['sigma_mlp'][:, None, None])}
   new = {'wte': params['wte'], 'wpe': params['wpe'], 'h': {'attn': attn, 'mlp': mlp},
          'lm_head': fold(params['ln_f'], readout, state['sigma_final'])}
+  if keep_final:
+    new['ln_f'] = params['ln_f']
+    del new['lm_head']
   plain = GPT2(**{name: getattr(model, name) for name in (
-    'vocab', 'length', 'dim', 'depth', 'heads', 'mlp_ratio')}, norm='none', tied=False,
-    unembed_bias=True)
+    'vocab', 'length', 'dim', 'depth', 'heads', 'mlp_ratio')}, norm='none',
+    final_norm='layer' if keep_final else '', tied=keep_final, unembed_bias=not keep_final)
   return plain, {'params': new}
 
 
@@ -136,9 +139,20 @@ def test_the_error_is_gone_with_the_last_norm_and_large_before(dtype, bound):
         assert interval.high <= bound, name
 
 
+def test_a_kept_final_norm_counts_though_the_others_are_folded():
+  model, variables = gpt2_numpy.small(events=gpt2_numpy.FROZEN)
+  variables['hp']['event_final'][...] = gpt2_numpy.KEPT
+  tokens = gpt2_numpy.windows(6)
+  before = attribution.attribute(model, variables, tokens)
+  after = attribution.attribute(*_folded(model, variables, keep_final=True), tokens)
+  for one, other in zip(before, after):
+    np.testing.assert_allclose(one, other, atol=1e-4)
+  assert attribution.nmae(after).pooled.low > 5
+
+
 def test_norms_that_are_no_scale_are_refused():
   model, variables = gpt2_numpy.small(norm='dyt')
-  with pytest.raises(UserError, match="norm='dyt'"):
+  with pytest.raises(UserError, match="final norm 'dyt'"):
     attribution.attribute(model, variables, gpt2_numpy.windows(2))
 
 

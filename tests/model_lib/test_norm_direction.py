@@ -92,6 +92,7 @@ def test_rows_and_the_functionals_that_are_read(case):
   assert table[0] == nd.direction_rows(model, variables, tokens, count=4)[0]
   with pytest.raises(UserError, match='12 functionals'):
     nd.functionals(model, variables, 12)
-  plain, own = gpt2_numpy.small(norm='none')
-  with pytest.raises(UserError, match="norm='none'"):
-    nd.cosines(plain, own, tokens, read)
+  for norms in ({'norm': 'none'}, {'final_norm': 'rms'}):
+    other, own = gpt2_numpy.small(**norms)
+    with pytest.raises(UserError, match=f"{next(iter(norms))}='{next(iter(norms.values()))}'"):
+      nd.cosines(other, own, tokens, read)

@@ -31,7 +31,14 @@ def test_sigmas_and_lengths_against_numpy():
 def test_sigma_of_an_rms_norm_is_the_length():
   model, variables = gpt2_numpy.small(eps=0.1, norm='rms')
   found = rs.residual_scale(model, variables, gpt2_numpy.windows(2))
-  np.testing.assert_allclose(found.sigma, np.sqrt(found.norm ** 2 / 12 + 0.1), rtol=1e-5)
+  rms = np.sqrt(found.norm ** 2 / 12 + 0.1)
+  np.testing.assert_allclose(found.sigma, rms, rtol=1e-5)
+  # A final norm of another kind has its own.
+  model, variables = gpt2_numpy.small(eps=0.1, norm='layer', final_norm='rms')
+  found = rs.residual_scale(model, variables, gpt2_numpy.windows(2))
+  rms = np.sqrt(found.norm ** 2 / 12 + 0.1)
+  np.testing.assert_allclose(found.sigma[:, -1], rms[:, -1], rtol=1e-5)
+  assert np.abs(found.sigma - rms)[:, :-1].max() > 1e-2
 
 
 def test_position_rows_by_hand():
