@@ -111,7 +111,7 @@ class Population:
     self.factor = state_lib.schedule(cohort.optimizer, cohort.steps)
     self.example = task.example_inputs(arrays, min(2, cohort.batch_size))
     self._init: dict[int, Future] = {}
-    self._model_hp = None
+    self._model_hp = self._abstract = None
     self._metric_names: tuple[str, ...] = ()
 
   def of(self, cohort: Cohort) -> Population:
@@ -162,11 +162,12 @@ class Population:
 
   def abstract(self, n: int) -> TrainState:
     """Shapes and dtypes of the state of n members."""
-    hp = self._stacked_hp(self.cohort.members[:1])
-    one = jax.eval_shape(
-        lambda hp, key: state_lib.create(self.model, self.tx, self.example, hp, key),
-        jax.tree.map(lambda v: v[0], hp), np.zeros(2, np.uint32))
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct((n, *s.shape), s.dtype), one)
+    if self._abstract is None:  # traced once
+      hp = self._stacked_hp(self.cohort.members[:1])
+      self._abstract = jax.eval_shape(
+          lambda hp, key: state_lib.create(self.model, self.tx, self.example, hp, key),
+          jax.tree.map(lambda v: v[0], hp), np.zeros(2, np.uint32))
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct((n, *s.shape), s.dtype), self._abstract)
 
   def n_parameters(self) -> int:
     """Trainable numbers of one member."""
