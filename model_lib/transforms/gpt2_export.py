@@ -62,7 +62,7 @@ class ExportReport:
     control: max |real norms - old| / max |old|, float32: what the comparison shows where a norm
       is not linear.
     findings: operations of the exported model that may normalize, given the tokens as data.
-    control_findings: how many there are with real norms.
+    control_findings: the same of the model with real norms.
     kept: whether the final norm stays, real.
     max_variance: the largest variance (RMSNorm: mean square) that a site reads.
   """
@@ -72,16 +72,9 @@ class ExportReport:
   lower: tuple[Lower, ...]
   control: float
   findings: tuple[Finding, ...]
-  control_findings: int
+  control_findings: tuple[Finding, ...]
   kept: bool
   max_variance: float
-
-  @property
-  def places(self) -> tuple[str, ...]:
-    """The modules that `findings` stand in, such as 'GPT2/ln_f'."""
-    modules = ('/'.join(part for part in finding.scope.split('/') if '.' not in part)
-               for finding in self.findings)
-    return tuple(sorted(set(modules)))
 
   @property
   def equal(self) -> bool:
@@ -94,8 +87,18 @@ class ExportReport:
       *map(str, self.lower),
       f'with real norms (control): max |difference| {self.control:.1e} of the largest',
       f'largest variance that a norm reads: {self.max_variance:.3g}',
-      f'operations that normalize: {len(self.findings)} (with real norms {self.control_findings})'
-      + (f', in {", ".join(self.places)}' if self.places else '')])
+      f'operations that normalize: {_listed(self.findings)}; '
+      f'with real norms: {_listed(self.control_findings)}'])
+
+
+def places(findings: tuple[Finding, ...]) -> tuple[str, ...]:
+  """The modules that findings stand in, such as 'GPT2/ln_f', without names of methods."""
+  return tuple(sorted({'/'.join(part for part in finding.scope.split('/') if '.' not in part)
+                       for finding in findings}))
+
+
+def _listed(findings: tuple[Finding, ...]) -> str:
+  return f'{len(findings)}, in {", ".join(places(findings))}' if findings else 'none'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +269,7 @@ def _exported(form: str, model, new, variables, tokens, surgery: Callable,
   return Exported(new, after, ExportReport(
     form, precisions, tuple(_lower(dtype, logits, old) for dtype, logits in zip(LOWER, rounded)),
     float(np.abs(normed - old).max() / np.abs(old).max()), _findings(new, after, tokens),
-    len(_findings(real, unchanged, tokens)), kept, float(variance)))
+    _findings(real, unchanged, tokens), kept, float(variance)))
 
 
 def with_variance(model, variables, tokens) -> tuple[jax.Array, jax.Array]:
