@@ -26,11 +26,11 @@ wide: base, vanilla and ln_free of one seed at a width above the 257 tokens, whe
 has a null space.
 
 scratch: networks without norms trained from the start (Jha and Reagen 2024, arXiv:2410.13060, and
-2025, arXiv:2501.03489): with LayerNorm or without, GELU, ReLU or neither, scaled branches, and an
-entropy regularizer.
+2025, arXiv:2501.03489): with LayerNorm or without, GELU, ReLU or neither, and scaled branches.
 
-With --config.weights=FOLDER the base is a GPT-2 in Hugging Face's format and nothing is trained
-before; the preset `paper` is the published recipe on such a model.
+With --config.weights=FOLDER the base is a GPT-2 in Hugging Face's format, which decides the sizes
+of the model, and nothing is trained before; the preset `paper` is the published recipe on such a
+model. `python -m launch.export` writes what comes out as such a folder again.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ import json
 from pathlib import Path
 
 from experiments.measurements import layernorm_removal as measured
+from experiments.parts.removal_arms import ARMS, SCRATCHED, SWEPT, schedule_text
 from launch.study import (
     DataRequest, EngineConfig, IoConfig, Measurement, Report, Run, Study, field, main)
 from launch.study.claims import Claim
@@ -54,55 +55,6 @@ MOST_BASES = 1009
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
-  """One way to fine-tune.
-
-  Attributes:
-    schedule: which norms go when (`model_lib.transforms.removal`).
-    auxiliary: share of config.aux_weight on the deviations of the final stream.
-    numbers: further swept numbers of the model.
-    model: arguments of the model that differ; such an arm is a program of its own.
-    fresh, trained: parts of paths of the parameters that are initialized, and that alone move.
-  """
-
-  schedule: str
-  auxiliary: float = 1.0
-  numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  model: Mapping[str, object] = dataclasses.field(default_factory=dict)
-  fresh: tuple[str, ...] = ()
-  trained: tuple[str, ...] = ()
-
-
-ARMS: dict[str, Arm] = {
-    'vanilla': Arm('never', 0),
-    'ln_free': Arm('staged'),
-    'no_aux': Arm('staged', 0),
-    'at_once': Arm('at_once'),
-    'keep_final': Arm('keep_final(staged)'),
-    'reversed': Arm('reversed'),
-    'sham': Arm('sham(staged)', 0),
-    'vanilla_aux': Arm('never'),
-    'final_only': Arm('final_only'),
-    'first_batch': Arm('staged', numbers={'ema': 1.0}),
-    'qk_first': Arm('qk_first'),
-    'taper': Arm('staged', numbers={'taper': 10.0}),
-    'every_site': Arm('staged', numbers={'aux_every': 0.1}),
-    'paper_code': Arm('staged', model={'buffer': 'paper_code'}),
-    'dyt': Arm('', 0, model={'norm': 'dyt', 'removable': False}, fresh=('ln_',)),
-    'derf': Arm('', 0, model={'norm': 'derf', 'removable': False}, fresh=('ln_',)),
-    'lora': Arm('staged', model={'lora_rank': 8}, fresh=('lora_',), trained=('lora_',)),
-}
-SWEPT = ('vanilla', 'ln_free')  # at every learning rate
-SCRATCHED: dict[str, Mapping[str, object]] = {  # names are those of the papers
-    'SM+LN+G': {}, 'SM+LN+R': {'activation': 'relu'}, 'SM+LN': {'activation': 'identity'},
-    'SM+G': {'norm': 'none'}, 'SM+R': {'norm': 'none', 'activation': 'relu'},
-    'SM': {'norm': 'none', 'activation': 'identity'},
-    'SM+ScFuFFN': {'norm': 'none', 'activation': 'identity', 'ffn_scale': True},
-    'DyT': {'norm': 'dyt'},
-}
-
-
-@dataclasses.dataclass(frozen=True)
 class Size:
   """A model, and how long it is trained and fine-tuned."""
 
@@ -111,7 +63,8 @@ class Size:
   heads: int = field(4, 'Attention heads.', low=1)
   bases: int = field(3, 'Base models, each with seeds of its own.', low=1, high=MOST_BASES - 1)
   base_steps: int = field(1000, 'Steps of the training of a base.', low=1)
-  tune_steps: int = field(100, 'Steps of the fine-tuning.', low=20)
+  # A fitted schedule begins at a tenth of them, and a spike is told from the 5 steps before it.
+  tune_steps: int = field(100, 'Steps of the fine-tuning.', low=50)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +78,9 @@ class Config:
   window: int = field(128, 'Tokens per window.', low=8)
   eval_windows: int = field(192, 'Windows per evaluation.', low=1)
   parts: tuple[str, ...] = field(('arms', 'wide'), 'Parts to run.', choices=PARTS)
-  weights: str = field('', "Folder of a GPT-2 in Hugging Face's format to begin from; empty to "
-                           'train the bases here.')
-  arms: tuple[str, ...] = field(tuple(ARMS), 'Arms to run; the first five are always needed.',
+  weights: str = field('', "Folder of a GPT-2 in Hugging Face's format to begin from, whose sizes "
+                           'count; empty to train the bases here.')
+  arms: tuple[str, ...] = field(tuple(ARMS), 'Arms to run, vanilla and ln_free among them.',
                                 choices=tuple(ARMS))
   rate_factors: tuple[float, ...] = field(
       (0.5, 1.0, 2.0), 'Factors of the rate for vanilla and ln_free; 1 is among them.', low=1e-6)
@@ -143,7 +96,8 @@ class Config:
   clip: float = field(1.0, 'Largest norm of the gradient.', low=0)
   dropout: float = field(0.0, 'Of embedding, attention and branches, in training.', low=0)
   aux_weight: float = field(0.1, 'Weight of the auxiliary loss.', low=0)
-  ema: float = field(0.9, 'Factor of the moving average of sigma, per step.', low=0)
+  ema: float = field(0.9, 'Factor of the moving average of sigma, per part of a batch.', low=0,
+                     high=1)
   schedule: str = field('', "Schedule of ln_free in place of 'staged'; such as 'paper(size=small)'.")
   horizon: int = field(0, 'Steps of the cosine of the fine-tuning; 0 for all.', low=0)
   card_windows: int = field(128, 'Windows of the report card.', low=8)
@@ -155,7 +109,7 @@ class Config:
   io: IoConfig = IoConfig()
 
 
-_TINY = {'dim': 32, 'depth': 2, 'heads': 2, 'bases': 2, 'base_steps': 60, 'tune_steps': 40}
+_TINY = {'dim': 32, 'depth': 2, 'heads': 2, 'bases': 2, 'base_steps': 60, 'tune_steps': 50}
 PRESETS = {
     'smoke': {'parts': ('arms',), 'window': 32, 'eval_windows': 16, 'card_windows': 16,
               'arms': tuple(ARMS)[:7], 'rate_factors': (1.0, 2.0), 'io.checkpoint_interval_s': 0.0,
@@ -172,9 +126,9 @@ PRESETS = {
     'paper': {'parts': ('arms',), 'dataset': 'text-openwebtext', 'shifted': '', 'separated': False,
               'weights': 'gpt2', 'arms': ('vanilla', 'ln_free', 'no_aux', 'at_once', 'keep_final'),
               'rate_factors': (1.0,), 'window': 1024, 'batch_size': 512, 'micro_batches': 16,
-              'small.dim': 768, 'small.depth': 12, 'small.heads': 12, 'small.bases': 1,
-              'small.tune_steps': 300, 'warmup': 25 / 300, 'schedule': 'paper(size=small)',
-              'dropout': 0.1, 'dtype': 'bfloat16', 'remat': True},
+              'small.bases': 1, 'small.tune_steps': 300, 'warmup': 25 / 300,
+              'schedule': 'paper(size=small)', 'dropout': 0.1, 'dtype': 'bfloat16', 'remat': True,
+              'card_windows': 64},
 }
 
 
@@ -186,12 +140,24 @@ def data(config: Config) -> DataRequest:
   return DataRequest(config.dataset, beside=beside, **common)
 
 
+def sized(config: Config, part: str) -> Size:
+  """The size of a part; that of given weights where there are some."""
+  size = config.small if part == 'arms' else config.wide
+  if config.weights:
+    from experiments.parts.removal_weights import attributes
+    found = attributes(config.weights)
+    return dataclasses.replace(size, **{name: found[name] for name in ('dim', 'depth', 'heads')})
+  return size
+
+
 def model(config: Config, size: Size, **changes: object) -> ModelSpec:
-  """The GPT of a size; the data decide the vocabulary and, for separated text, its last token."""
+  """The GPT of a size, or of the weights. The data decide the vocabulary, and for separated text
+  the token between documents."""
   arguments = {'dim': size.dim, 'depth': size.depth, 'heads': size.heads, 'removable': True,
                'dtype': config.dtype, 'remat': config.remat, 'dropout': config.dropout}
-  if config.separated:
-    arguments['eot'] = 256
+  if config.weights:
+    from experiments.parts.removal_weights import attributes
+    arguments |= attributes(config.weights)
   return ModelSpec('gpt2', arguments | changes)
 
 
@@ -226,19 +192,13 @@ def start(config: Config, part: str) -> str:
   return f'weights:{config.weights}' if config.weights else f'cohort:{part}-base'
 
 
-def schedule_of(config: Config, arm: str) -> str:
-  """The text of an arm's schedule, with the config's in place of 'staged'."""
-  text = ARMS[arm].schedule
-  return text.replace('staged', config.schedule) if config.schedule else text
-
-
 def tuned(config: Config, part: str, size: Size, arm: str, factor: float) -> list[Member]:
   """One run of an arm per base, all from the same batches."""
   from model_lib.transforms.removal import schedule
   own = ARMS[arm]
   hp = {'learning_rate': config.tune_rate * factor, 'weight_decay': config.weight_decay}
   if own.schedule:
-    hp |= {**schedule(schedule_of(config, arm), size.depth, size.tune_steps).hp(size.depth),
+    hp |= {**schedule(schedule_text(arm, config.schedule), size.depth, size.tune_steps).hp(size.depth),
            'aux_weight': config.aux_weight * own.auxiliary, 'ema': config.ema,
            'calls_per_step': config.micro_batches, **own.numbers}
   return [Member({'part': part, 'phase': 'tuned', 'arm': arm, 'base': b, 'lr_factor': factor,
@@ -251,7 +211,7 @@ def tuned(config: Config, part: str, size: Size, arm: str, factor: float) -> lis
 def marks(config: Config, size: Size) -> tuple[int, ...]:
   """Steps at which ln_free and vanilla are looked at: before the first event, after each group."""
   from model_lib.transforms.removal import schedule
-  found = schedule(schedule_of(config, 'ln_free'), size.depth, size.tune_steps)
+  found = schedule(schedule_text('ln_free', config.schedule), size.depth, size.tune_steps)
   last = {}
   for step, site in found.timeline(size.depth):
     last[site.group] = step + 1
@@ -261,8 +221,8 @@ def marks(config: Config, size: Size) -> tuple[int, ...]:
 
 def tuning(config: Config, part: str, size: Size) -> list[Cohort]:
   """vanilla and ln_free, kept on the way; the other arms and rates; arms with other parts."""
-  def cohort(name, members, arm=None, keep=()):
-    own = ARMS[arm] if arm else Arm('')
+  def cohort(name, members, arm='vanilla', keep=()):
+    own = ARMS[arm]
     return Cohort(
         f'{part}-{name}', model(config, size, **own.model), tuple(members), size.tune_steps,
         config.batch_size,
@@ -270,10 +230,12 @@ def tuning(config: Config, part: str, size: Size) -> list[Cohort]:
         evaluate_at=keep, keep_at=keep, start=start(config, part), fresh=own.fresh)
 
   shared = [arm for arm in config.arms if not ARMS[arm].model]
-  main_runs = [m for arm in SWEPT for m in tuned(config, part, size, arm, 1.0)]
+  # The sham runs beside vanilla: where members are batched their bits belong to the chunk's size.
+  first = SWEPT + (('sham',) if part == 'arms' and 'sham' in shared else ())
+  main_runs = [m for arm in first for m in tuned(config, part, size, arm, 1.0)]
   asked = [cohort('tuned', main_runs, keep=marks(config, size))]
   if part == 'arms':
-    others = [m for arm in shared if arm not in SWEPT for m in tuned(config, part, size, arm, 1.0)]
+    others = [m for arm in shared if arm not in first for m in tuned(config, part, size, arm, 1.0)]
     others += [m for arm in SWEPT for factor in config.rate_factors if factor != 1
                for m in tuned(config, part, size, arm, factor)]
     if others:
@@ -285,9 +247,10 @@ def tuning(config: Config, part: str, size: Size) -> list[Cohort]:
 
 def cohorts(config: Config):
   """Bases; the arms; what is measured on them; networks without norms from the start."""
-  for part, size in (('arms', config.small), ('wide', config.wide)):
+  for part in ('arms', 'wide'):
     if part not in config.parts:
       continue
+    size = sized(config, part)
     if not config.weights:
       yield [base(config, part, size)]
     asked = tuning(config, part, size)
@@ -295,7 +258,8 @@ def cohorts(config: Config):
     found = {'part': part, 'base': start(config, part).removeprefix('cohort:'),
              'tuned': asked[0].name, 'windows': config.card_windows}
     yield [
-        Measurement(f'{part}-bigram', measured.measure_bigram, {'part': part}, seconds=2),
+        Measurement(f'{part}-bigram', measured.measure_bigram,
+                    {'part': part, 'windows': config.card_windows}, seconds=2),
         Measurement(f'{part}-losses', measured.measure_losses,
                     {**found, 'others': [c.name for c in asked[1:2] if c.name.endswith('others')],
                      'shifted': bool(config.shifted)}, seconds=40),
@@ -333,23 +297,64 @@ def report(run: Run) -> Report:
 
 
 def check(config: Config) -> None:
-  """Refuses what cannot be compared, and schedules that do not fit."""
+  """Refuses what cannot be compared, schedules that do not fit, and weights that cannot be read."""
   missing = [arm for arm in SWEPT if arm not in config.arms]
   if missing:
     raise UserError(f'config.arms: {" and ".join(missing)} must be among them: all arms are '
                     'compared with fine-tuning alone, and with the full recipe')
   if 1.0 not in config.rate_factors:
     raise UserError('config.rate_factors: 1 must be among them')
-  if config.weights and ('wide' in config.parts or 'scratch' in config.parts):
-    raise UserError('config.weights: weights have one size; take config.parts=arms')
-  for part, size in (('arms', config.small), ('wide', config.wide)):
+  if config.engine.log_every != 1:
+    raise UserError(f'config.engine.log_every: {config.engine.log_every} leaves steps out, and the '
+                    'losses around an event are looked for in every step; it must be 1')
+  if config.batch_size % config.micro_batches:
+    raise UserError(f'config.micro_batches: a batch of {config.batch_size} cannot be cut into '
+                    f'{config.micro_batches} equal parts')
+  if config.weights:
+    from experiments.parts.removal_weights import check_weights
+    if 'wide' in config.parts or 'scratch' in config.parts:
+      raise UserError('config.weights: weights have one size; take config.parts=arms')
+    check_weights(config.weights, config.window)
+  for part in ('arms', 'wide'):
     if part in config.parts:
-      for arm in config.arms if part == 'arms' else SWEPT:
-        tuned(config, part, size, arm, 1.0)
+      check_schedules(config, part)
+
+
+def check_schedules(config: Config, part: str) -> None:
+  """Whether the removals fit the runs of a part, and ln_free's takes every norm."""
+  from model_lib.transforms.removal import Schedule, schedule, sites
+  size = sized(config, part)
+  where = 'config.schedule' if config.schedule else f'config.{"small" if part == "arms" else part}'
+  for arm in config.arms if part == 'arms' else SWEPT:
+    if ARMS[arm].schedule:
+      try:
+        found = schedule(schedule_text(arm, config.schedule), size.depth, size.tune_steps)
+      except UserError as error:
+        raise UserError(f'{where}: {error}') from None
+      if arm == 'ln_free' and not (
+          isinstance(found, Schedule) and found.enabled
+          and len(found.timeline(size.depth)) == len(sites(size.depth))):
+        raise UserError(f'{where}: ln_free is the model without any norm, and {config.schedule!r} '
+                        'does not take every one at a given step; take staged(...), reversed, '
+                        'qk_first, at_once or paper(size=...)')
+
+
+def notes(config: Config) -> list[str]:
+  """What fine-tuning takes: for given weights, and for the published recipes beside them."""
+  if not config.weights:
+    return []
+  from experiments.parts.removal_weights import estimates, recipes
+  from model_lib import models
+  size = sized(config, 'arms')
+  own = model(config, size)
+  built = models.build(own.name, **own.arguments | {'length': config.window})
+  parts = config.micro_batches
+  return estimates({config.weights: (built, config.batch_size // parts, parts, size.tune_steps)}
+                   ) + recipes()
 
 
 STUDY = Study(name='layernorm_removal', config=Config, presets=PRESETS, data=data,
-              cohorts=cohorts, report=report, claims=claims, check=check)
+              cohorts=cohorts, report=report, claims=claims, check=check, notes=notes)
 
 if __name__ == '__main__':
   main(STUDY)

@@ -174,7 +174,8 @@ def train_step(model, spec: OptimizerSpec, tx, factor, task, state: TrainState, 
   loss = mean over the batch of task.losses; with rate = learning_rate * factor(step):
   params <- params - rate * (direction(gradient) + weight_decay * params),
   followed by the model's projection, if it has one. The gradient is that of the loss plus the
-  terms that the model sows into `losses`.
+  terms that the model sows into `losses`. A model whose swept numbers follow the loss has a method
+  after_loss(collections, hp, loss) -> (collections, hp) of the next step.
   A loss that is not finite marks the run as diverged at this step; from then on
   its update is masked. The mask acts on the update alone: a selection over the
   whole state would cost 30 % of a step. The gradient is not tested, which would
@@ -234,8 +235,12 @@ def train_step(model, spec: OptimizerSpec, tx, factor, task, state: TrainState, 
     # A projection of what lies on the set already may round: a masked run keeps its bits.
     params = jax.tree.map(lambda old, new: jnp.where(alive, new, old), state.params,
                           project(params))
+  swept, follow = state.hp, getattr(model, 'after_loss', None)
+  if follow:
+    collections, of_model = follow(collections, swept['model'], loss)
+    swept = {**swept, 'model': of_model}
   state = state.replace(
-      step=state.step + 1, params=params, opt_state=opt_state,
+      step=state.step + 1, params=params, opt_state=opt_state, hp=swept,
       collections=collections,
       diverged_step=jnp.where((state.diverged_step < 0) & ~finite, state.step,
                               state.diverged_step))
