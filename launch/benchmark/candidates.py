@@ -3,12 +3,13 @@
 As a program it trains the first candidates of a file and prints the seconds that it took after its
 imports, compilation included:
 
-  python -m launch.benchmark.candidates population|apart|eager FILE.json DATA.npz FIRST LAST STEPS
+  python -m launch.benchmark.candidates SIDE FILE.json DATA.npz FIRST LAST STEPS
 
 The file is a list of [text, gain]. All sides train an MLP 64-64-64-10 (64 inputs, two hidden
 layers) on digits with Adam, 128 examples a step, and then tell what a search asks for: the loss on
-the validation split. `apart` is what a careful user would write for one expression, compiled anew
-for each; `eager` is PyTorch without a compiler, on one thread.
+the validation split. SIDE is `population`; `plain`, a population of as many ReLUs, which no engine
+for candidates can beat; `apart`, what a careful user would write for one expression, compiled anew
+for each; or `eager`, PyTorch without a compiler, on one thread.
 """
 
 from __future__ import annotations
@@ -206,7 +207,13 @@ def _in_torch(torch) -> dict:
       'max': torch.maximum, 'min': torch.minimum}
 
 
-SIDES = {'population': population, 'apart': apart, 'eager': eager}
+def plain(
+    candidates: Sequence[Candidate], data: Path, steps: int) -> tuple[float, np.ndarray]:
+  """A population of as many plain ReLUs."""
+  return population(len(candidates), data, steps)
+
+
+SIDES = {'population': population, 'plain': plain, 'apart': apart, 'eager': eager}
 
 
 def seconds(side: str, file: Path, data: Path, first: int, last: int, steps: int,

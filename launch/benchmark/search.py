@@ -68,13 +68,18 @@ def search(pairs: int, full: bool = False, count: int = CANDIDATES, steps: int =
                          zip(ends[:-1], ends[1:], strict=True))
         return max(parts) * count / sample
 
-    kinds = {'population': population, 'apart': lambda: apart(sample)}
+    def plain() -> float:
+      return candidates.seconds('plain', file, data, 0, count, steps)[0]
+
+    kinds = {'population': population, 'apart': lambda: apart(sample), 'plain': plain}
     if importlib.util.find_spec('torch') is not None:
       kinds['eager'] = eager
     seconds = measure.interleave(kinds, pairs)
     records = [
         measure.ratio('one jit per candidate / population', seconds['apart'],
-                      seconds['population'], at_least=25.0, timed=sample, scaled_to=count)]
+                      seconds['population'], at_least=25.0, timed=sample, scaled_to=count),
+        measure.ratio('one jit per candidate / as many plain ReLUs', seconds['apart'],
+                      seconds['plain'], timed=sample, scaled_to=count)]
     if full:
       records.append(measure.ratio(f'the same, all {count} jits run', [apart(count)],
                                    [population()], at_least=25.0))

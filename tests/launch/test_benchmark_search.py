@@ -38,11 +38,12 @@ def test_all_sides_train_and_evaluate_the_same_candidates(tmp_path):
   losses = {}
   for side, train in candidates.SIDES.items():
     seconds, losses[side] = train(chosen, data, 40)
-    assert seconds > 0
+    assert seconds > 0 and losses[side].shape == (3,)
   np.testing.assert_allclose(losses['apart'], losses['eager'], rtol=1e-3)
   np.testing.assert_allclose(losses['population'], losses['apart'], rtol=0.25)
   np.testing.assert_allclose(losses['population'][1], np.log(10), rtol=0.01)
   assert losses['population'][[0, 2]].max() < 1.5
+  np.testing.assert_allclose(losses['plain'], losses['population'][0], rtol=1e-3)
 
 
 def test_candidates_and_plain_runs_are_cohorts_of_one_size():
