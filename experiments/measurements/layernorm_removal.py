@@ -6,7 +6,8 @@ with its interval where it has one. `base` is the number of the base model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,16 @@ TOP, DRAWS = 3, 5  # confidence neurons, and sets of other neurons of equal norm
 PAIRS, MOST_LETTERS = 48, 24  # of the copying task of attribution patching
 UNSEEN_WINDOWS = 64
 Row = dict[str, Any]
+
+
+def precisely(compute: Callable[..., list[Row]]) -> Callable[..., list[Row]]:
+  """The measurement with whole float32 products, which accelerators round to fewer bits."""
+  @functools.wraps(compute)
+  def measured(*arguments, **named):
+    import jax
+    with jax.default_matmul_precision('highest'):
+      return compute(*arguments, **named)
+  return measured
 
 
 def validation(data, most: int) -> np.ndarray:
@@ -60,11 +71,18 @@ def networks(given: Given, base: str, tuned: str, step: int | None = None,
     from model_lib.interop.hugging_face import load_gpt2
     _, weights = load_gpt2(folder)
     first = jax.tree.map(lambda leaf: leaf[0], own.variables)  # of vanilla, whose norms are real
-    yield 'base', 0, own.model, {**first, 'params': weights['params']}
+    yield 'base', 0, exact(own.model), {**first, 'params': weights['params']}
   for trained in ([] if kind == 'weights' else [given.trained(base)]) + [own]:
+    model = exact(trained.model)
     for i, found in enumerate(trained.rows):
-      yield (found['arm'], int(found['base']), trained.model,
-             jax.tree.map(lambda leaf, i=i: leaf[i], trained.variables))
+      if found['arm'] in MODELS:
+        yield (found['arm'], int(found['base']), model,
+               jax.tree.map(lambda leaf, i=i: leaf[i], trained.variables))
+
+
+def exact(model):
+  """The model as it is measured: products in float32, no dropout, one layer compiled for all."""
+  return model.clone(dtype='params', dropout=0.0, remat=False, unroll=1)
 
 
 def row(part: str, phase: str, arm: str, base: int, measure: str, value, interval=None,
@@ -77,20 +95,31 @@ def row(part: str, phase: str, arm: str, base: int, measure: str, value, interva
   return found | {'value': float(value), **more}
 
 
-def measure_bigram(given: Given, part: str) -> list[Row]:
-  """Cross-entropy on the validation windows of a bigram model of the training split.
+def measure_bigram(given: Given, part: str, windows: int) -> list[Row]:
+  """Cross-entropy of a bigram model of the training split on the windows of `measure_losses`.
 
-  p(b | a) = (n(a, b) + 1) / (n(a) + V), n counted in the training windows.
+  p(b | a) = (n(a, b) + 1) / (n(a) + V), n counted in the training windows. Of the V^2 pairs those
+  are counted that are looked up.
   """
-  split, inputs = given.data.splits[0], given.data.dataset.inputs
-  vocab = given.data.dataset.vocab
-  train, val = (np.asarray(inputs[part_], np.int64) for part_ in (split.train, split.val))
-  counts = np.bincount((train[:, :-1] * vocab + train[:, 1:]).ravel(), minlength=vocab**2)
-  counts = counts.reshape(vocab, vocab) + 1.0
-  logp = np.log(counts / counts.sum(1, keepdims=True))
-  return [row(part, 'bigram', 'bigram', 0, 'val_loss', -logp[val[:, :-1], val[:, 1:]].mean())]
+  split, inputs, vocab = given.data.splits[0], given.data.dataset.inputs, given.data.dataset.vocab
+
+  def pairs(tokens):
+    tokens = np.asarray(tokens, np.int64)
+    return tokens[:, :-1].ravel(), tokens[:, 1:].ravel()
+
+  first, second = pairs(validation(given.data, windows))
+  wanted, place = np.unique(first * vocab + second, return_inverse=True)
+  both, single = np.zeros(len(wanted)), np.zeros(vocab)
+  for block in np.array_split(split.train, -(-len(split.train) // 4096)):
+    a, b = pairs(inputs[block])
+    single += np.bincount(a, minlength=vocab)
+    at = np.searchsorted(wanted, a * vocab + b).clip(max=len(wanted) - 1)
+    both += np.bincount(at[wanted[at] == a * vocab + b], minlength=len(wanted))
+  loss = np.log(single[first] + vocab) - np.log(both[place.ravel()] + 1)
+  return [row(part, 'bigram', 'bigram', 0, 'val_loss', loss.mean())]
 
 
+@precisely
 def measure_losses(given: Given, part: str, base: str, tuned: str, windows: int,
                    others: Sequence[str], shifted: bool) -> list[Row]:
   """Losses of tokens with their tails on three texts; gaps paired over the sequences of a base.
@@ -124,7 +153,7 @@ def measure_losses(given: Given, part: str, base: str, tuned: str, windows: int,
         continue
       loss = language_loss.predict(trained.model, jax.tree.map(
           lambda leaf, i=i: leaf[i], trained.variables), texts['val']).loss
-      if loss.mean() < best[key].mean():
+      if not best[key].mean() <= loss.mean():  # also where that is no number
         best[key] = loss
   for number in sorted({number for _, number, _ in losses}):
     for text in texts:
@@ -138,18 +167,23 @@ def measure_losses(given: Given, part: str, base: str, tuned: str, windows: int,
 
 def calibrated(model, variables: Mapping, tokens: np.ndarray) -> dict:
   """The variables with every sigma at its statistic on the tokens, and all sites linear."""
-  import jax
-  _, state = model.apply(variables | {'norm_state': fresh_state(variables)}, tokens, train=True,
-                         mutable=['norm_state', 'losses'],
-                         rngs={'noise': jax.random.key(0)})
-  return {**variables, 'norm_state': state['norm_state'], 'hp': linear(variables['hp'])}
+  return {**variables, 'norm_state': _statistics(model)(variables, tokens),
+          'hp': linear(variables['hp'])}
 
 
-def fresh_state(variables: Mapping) -> dict:
-  """The state of the norm sites before any training call."""
+@functools.cache
+def _statistics(model) -> Callable:
+  """(variables, tokens) -> the state of the norm sites after a first training call."""
   import jax
-  return jax.tree.map(lambda leaf: np.zeros_like(leaf) if leaf.dtype == np.int32
-                      else np.ones_like(leaf), dict(variables['norm_state']))
+
+  def first(variables, tokens):
+    before = jax.tree.map(
+        lambda leaf: leaf * 0 if leaf.dtype == np.int32 else leaf * 0 + 1,
+        dict(variables['norm_state']))
+    _, found = model.apply({**variables, 'norm_state': before}, tokens, train=True,
+                           mutable=['norm_state', 'losses'])
+    return found['norm_state']
+  return jax.jit(first)
 
 
 def linear(hp: Mapping) -> dict:
@@ -162,6 +196,7 @@ def linear(hp: Mapping) -> dict:
   return {**jax.tree_util.tree_map_with_path(change, dict(hp)), 'enabled': np.int32(1)}
 
 
+@precisely
 def measure_swaps(given: Given, part: str, base: str, tuned: str, windows: int) -> list[Row]:
   """All norms replaced at once by averages of the base, without fine-tuning; and by twice these.
 
@@ -187,6 +222,7 @@ def measure_swaps(given: Given, part: str, base: str, tuned: str, windows: int) 
   return rows
 
 
+@precisely
 def measure_entropies(given: Given, part: str, base: str, tuned: str, windows: int,
                       steps: Sequence[int]) -> list[Row]:
   """Entropy of every head of vanilla and ln_free, on the way and at the end (step -1).
@@ -209,6 +245,7 @@ def measure_entropies(given: Given, part: str, base: str, tuned: str, windows: i
   return rows
 
 
+@precisely
 def measure_card(given: Given, part: str, base: str, tuned: str, windows: int) -> list[Row]:
   """The report card of base, vanilla and ln_free."""
   tokens = validation(given.data, windows)
@@ -314,7 +351,7 @@ def compared(models: Mapping[str, tuple[Any, dict]], tokens: np.ndarray) -> Iter
     yield of('folded', 'logit_difference', precision.max_difference / precision.largest,
              place=dtype)
   yield of('folded', 'normalizations_left', len(exported.report.findings),
-           control=exported.report.control_findings)
+           control=len(exported.report.control_findings))
   nmae = attribution.nmae(attribution.attribute(exported.model, exported.variables, tokens))
   yield of('folded', 'nmae_pooled', 0, nmae.pooled)
   yield of('folded', 'nmae_per_head', 0, nmae.per_head)
