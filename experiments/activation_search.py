@@ -109,7 +109,7 @@ _SMALL_SEARCH = dict(
     fresh_seeds=2)
 _SMALL_CHILDREN = dict(
     operators=_SMALL_SEARCH['operators'], candidates=6, rungs=(5, 10), keep=0.5, copies=2,
-    finalists=1, known=('relu', 'gelu'), cnn_widths=(4, 8), cnn_blocks=1, steps=10, fresh_seeds=2,
+    finalists=1, known=('relu', 'gelu'), cnn_widths=(4,), cnn_blocks=1, steps=10, fresh_seeds=2,
     batch_size=32, cnn_rate=0.05, **{f'{vit}.{k}': v for vit in ('child', 'vit') for k, v in {
         'dim': 8, 'heads': 2, 'depth': 1, 'rate': 0.05}.items()})
 PRESETS = {
@@ -121,7 +121,8 @@ PRESETS = {
               'eafo.activations': ('identity', 'relu', 'gelu', 'tanh', 'sin'), 'eafo.steps': 60,
               'eafo.ranking_seeds': 2, 'eafo.sign_seeds': 2, 'eafo.recorded_seeds': 2,
               'glu.activations': ('relu', 'gelu', 'reglu'), 'glu.window': 16, 'glu.dim': 16,
-              'glu.depth': 1, 'glu.fresh_seeds': 2, 'glu.copies': 1, 'glu.steps': 20,
+              'glu.depth': 1, 'glu.base_rate': 0.05, 'glu.fresh_seeds': 2, 'glu.copies': 1,
+              'glu.steps': 20,
               **{f'children.{k}': v for k, v in _SMALL_CHILDREN.items()}},
     'quick': {'parts': ('comparison',), 'models': ('mlp',), 'mlp.activations': COMMON,
               'mlp.selection_seeds': 2, 'mlp.fresh_seeds': 16, 'mlp.null_copies': 16,
