@@ -237,7 +237,7 @@ def _still_real(form: str, real: tuple[str, ...]) -> UserError:
 
 def _plain(model, **changes):
   """The model without switches."""
-  return model.clone(removable=False, lora_rank=0, **changes)
+  return model.clone(removable=False, adaptive=0, lora_rank=0, **changes)
 
 
 def _run(model) -> Callable:

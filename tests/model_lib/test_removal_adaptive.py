@@ -160,6 +160,7 @@ def trained(step_losses, hp=(), **attributes):
 SETTINGS = {f'adaptive_{name}': value for name, value in BASE.items()}
 
 
+@pytest.mark.slow
 def test_the_model_follows_the_rule() -> None:
   losses = np.full(12, 2.0)
   losses[7] = 4.0
