@@ -89,6 +89,9 @@ class Ablations(NamedTuple):
 def neurons(model: nn.Module, variables: Mapping) -> Neurons:
   """The last layer's neurons and their scores, in float64.
 
+  Take the model before its norms are folded: the centring is then a part of W, and nothing says
+  that w_i is to be centred, so that its length, and with it the order, may come out another.
+
   Raises:
     UserError: the final norm is none of 'layer', 'rms', 'none'.
   """
