@@ -80,25 +80,34 @@ def _place(item: pytest.Item) -> int:
   return _FIRST.index(part) if part in _FIRST else len(_FIRST)
 
 
+def _missing() -> str:
+  """What the parity tests need and is not installed, '' if nothing."""
+  return next((name for name in ('torch', 'transformers')
+               if importlib.util.find_spec(name) is None), '')
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   items.sort(key=_place)
-  if importlib.util.find_spec('torch') is None:
+  missing = _missing()
+  if missing:
     for item in items:
       if item.get_closest_marker('parity'):
-        item.add_marker(pytest.mark.skip(reason='torch is not installed'))
+        item.add_marker(pytest.mark.skip(reason=f'{missing} is not installed'))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
   """One line that says whether the parity tests ran."""
-  if importlib.util.find_spec('torch') is None:
-    line = 'skipped (torch is not installed; the extra `parity` has it for Python 3.11)'
+  missing = _missing()
+  if missing:
+    line = f'skipped ({missing} is not installed; the extra `parity` has it for Python 3.11)'
   else:
     reports = [
       report for outcome in ('passed', 'failed')
       for report in terminalreporter.stats.get(outcome, ())
       if report.when == 'call' and 'parity' in report.keywords]
-    torch = importlib.metadata.version('torch')
-    line = (f'ran {len(reports)} tests against torch {torch}' if reports
+    versions = ' and '.join(f'{name} {importlib.metadata.version(name)}'
+                            for name in ('torch', 'transformers'))
+    line = (f'ran {len(reports)} tests against {versions}' if reports
             else 'no parity test was selected')
   terminalreporter.write_line(f'parity: {line}')

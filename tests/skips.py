@@ -5,7 +5,8 @@ The tiers (`-m 'not slow and not benchmark'`) deselect tests, they do not skip t
 """
 SKIPS: dict[str, str] = {
   'tests/conftest.py::pytest_collection_modifyitems':
-    'Tests marked `parity` compare with torch, an optional extra, for Python 3.11 only; '
+    'Tests marked `parity` compare with torch and transformers, an optional extra, for '
+    'Python 3.11 only; '
     'a line of the summary says whether they ran.',
   'tests/experiments/test_gallery.py::test_the_search_finds':
     'It runs the page in Chromium, which is no Python package; the other tests read its text.',

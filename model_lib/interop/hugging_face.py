@@ -45,7 +45,7 @@ _DROPOUTS = ('embd_pdrop', 'attn_pdrop', 'resid_pdrop')
 _REQUIRED = {'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False,
              'reorder_and_upcast_attn': False, 'add_cross_attention': False}
 # Masks that old files carry.
-_SKIPPED = ('attn.bias', 'attn.masked_bias')
+_SKIPPED = ('.attn.bias', '.attn.masked_bias')
 _PREFIX = 'transformer.'
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight'}
 
@@ -78,7 +78,11 @@ def load_gpt2(path: str | os.PathLike[str], **attributes) -> tuple[GPT2, dict[st
            if not name.endswith(_SKIPPED)}
   tied = given['tied']
   model = models.build('gpt2', **given)
-  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
+
+  def first():
+    return model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+
+  shapes = jax.eval_shape(first)
   expected = flax.traverse_util.flatten_dict(shapes['params'], sep='/')
   params = {}
   for leaf, shape in expected.items():
@@ -96,10 +100,10 @@ def load_gpt2(path: str | os.PathLike[str], **attributes) -> tuple[GPT2, dict[st
   if names:
     raise UserError(f'{folder.path}: tensor {min(names.values())} belongs to no place of the '
                     f'model that {CONFIG} describes')
-  # Numbers alone: the compiler leaves out the parameters that nothing reads.
-  rest = jax.jit(lambda: {
-    kind: tree for kind, tree in model.init(
-      jax.random.key(0), jnp.zeros((1, 1), jnp.int32)).items() if kind != 'params'})()
+  rest = {}
+  if len(shapes) > 1:
+    # Swept numbers and state; the compiler leaves out the parameters, which nothing reads.
+    rest = jax.jit(lambda: {kind: tree for kind, tree in first().items() if kind != 'params'})()
   return model, {'params': flax.traverse_util.unflatten_dict(params, sep='/'), **rest}
 
 

@@ -114,7 +114,7 @@ def write(path: str | os.PathLike[str], config: Mapping[str, Any], file: str,
     path.mkdir(parents=True, exist_ok=True)
     # The metadata is what transformers looks for.
     safetensors.numpy.save_file(
-      {name: np.ascontiguousarray(value) for name, value in tensors.items()}, temporary,
+      {name: np.asarray(value, order='C') for name, value in tensors.items()}, temporary,
       metadata={'format': 'pt'})
     (path / CONFIG).unlink(missing_ok=True)
     os.replace(temporary, path / file)

@@ -87,11 +87,16 @@ class Norm(nn.Module):
       self.bias = self.param('bias', nn.initializers.zeros, (self.dim,), jnp.float32)
 
   def moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x - mu [B, T, D] and sigma_tok = sqrt(mean((x - mu)^2) + eps) [B, T, 1]."""
+    """x - mu [B, T, D] and sigma_tok [B, T, 1]."""
+    centred, square = self.squares(x)
+    return centred, jnp.sqrt(square)
+
+  def squares(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x - mu [B, T, D] and sigma_tok^2 = mean((x - mu)^2) + eps [B, T, 1]."""
     x = wide(x)
     if self.kind == 'layer':
       x = x - jnp.mean(x, axis=-1, keepdims=True)
-    return x, jnp.sqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+    return x, jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps
 
   def affine(self, centred: jax.Array, inverse: jax.Array) -> jax.Array:
     """centred * inverse * scale + bias; centred [B, T, D], inverse [B, T, 1] or a scalar."""
@@ -100,8 +105,8 @@ class Norm(nn.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """The norm itself."""
-    centred, sigma = self.moments(x)
-    return self.affine(centred, 1 / sigma)
+    centred, square = self.squares(x)
+    return self.affine(centred, jax.lax.rsqrt(square))
 
 
 def removable(module: nn.Module, norm: Norm, x: jax.Array, paths: tuple[str, ...],
@@ -126,7 +131,8 @@ def removable(module: nn.Module, norm: Norm, x: jax.Array, paths: tuple[str, ...
   Returns:
     y per path [B, T, D], and sigma_tok [B, T, 1].
   """
-  centred, sigma_tok = norm.moments(x)
+  centred, square = norm.squares(x)
+  sigma_tok = jnp.sqrt(square)
   events = [read_hp(module, f'event_{path}', NEVER) for path in paths]
   ends = [jnp.max(jnp.stack(events))] * len(events) if buffer == 'paper_code' else events
   outputs = []
@@ -139,7 +145,7 @@ def removable(module: nn.Module, norm: Norm, x: jax.Array, paths: tuple[str, ...
       kept = jnp.where(control.first, 0.0, control.ema)
       moved = (kept * sigma.value + (1 - kept) * seen).astype(sigma.value.dtype)
       sigma.value = jnp.where(is_real(control, end), moved, sigma.value)
-    outputs.append(norm.affine(centred, inverse(sigma_tok, sigma.value, gate(control, event),
+    outputs.append(norm.affine(centred, inverse(square, sigma.value, gate(control, event),
                                                 control.factor)))
   return outputs, sigma_tok
 
@@ -158,15 +164,16 @@ def gate(control: Control, event: jax.Array) -> jax.Array:
   return jnp.where(is_real(control, event), 1.0, falling)
 
 
-def inverse(sigma_tok: jax.Array, sigma_avg: jax.Array, g: jax.Array,
+def inverse(square: jax.Array, sigma_avg: jax.Array, g: jax.Array,
             factor: jax.Array) -> jax.Array:
-  """g / sigma_tok + (1 - g) / (factor sigma_avg), [B, T, 1]; 1 / sigma_tok to the bit where g = 1.
+  """g / sigma_tok + (1 - g) / (factor sigma_avg), [B, T, 1], with square = sigma_tok^2 [B, T, 1].
 
-  Where g = 0 nothing of sigma_tok is left, also not in the gradient; none reaches sigma_avg.
+  Where g = 1 it is rsqrt(square) to the bit. Where g = 0 nothing of sigma_tok is left, also not in
+  the gradient. None reaches sigma_avg.
   """
-  g = g.astype(sigma_tok.dtype)
-  average = jax.lax.stop_gradient(factor * sigma_avg).astype(sigma_tok.dtype)
-  token = 1 / jnp.where(g == 0, 1, sigma_tok)
+  g = g.astype(square.dtype)
+  average = jax.lax.stop_gradient(factor * sigma_avg).astype(square.dtype)
+  token = jax.lax.rsqrt(jnp.where(g == 0, 1, square))
   return jnp.where(g == 1, token, g * token + (1 - g) / average)
 
 
