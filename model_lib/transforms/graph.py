@@ -98,8 +98,16 @@ def _inputs_of(eqn, body, inputs: list[bool]) -> list[bool]:
 
 
 def _carried(eqn, body, inputs: list[bool]) -> list[bool]:
-  """The same for a scan: what is data in the carry after a step is so before the next one."""
-  first, carried = eqn.params['num_consts'], eqn.params['num_carry']
+  """The same for a scan: what is data in the carry after a step is so before the next one.
+
+  A scan's inputs are constants, carry, arrays to step over; its results the carry, then stacks.
+  The names of its parameters differ between versions of jax, an axis more tells them as well.
+  """
+  def unstacked(outside, inside):
+    return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True))
+
+  carried = unstacked(eqn.outvars, body.outvars)
+  first = unstacked(eqn.invars, body.invars) - carried
   known = list(inputs)
   while True:
     after = _walk(body, known, '')[1][:carried]
