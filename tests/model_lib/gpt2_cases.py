@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import flax
@@ -35,6 +36,12 @@ def tensors(depth: int = 2, dim: int = 24, vocab: int = 37, length: int = 16) ->
 
 def build(**kwargs):
   return models.build('gpt2', **{**SIZES, **kwargs})
+
+
+@functools.cache
+def program(model, **kwargs):
+  """The compiled model at inference: (variables, tokens) -> logits, or as `kwargs` say."""
+  return jax.jit(functools.partial(model.apply, **kwargs))
 
 
 def numbers(model, seed: int = 1) -> dict:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import flax
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ import pytest
 
 from model_lib import models
 from model_lib.errors import UserError
+from model_lib.models.dense import Dense
 from model_lib.training.tasks import cross_entropy
 from tests.model_lib import gpt2_cases as cases
 
@@ -21,7 +20,7 @@ TOKENS = jnp.asarray(cases.TOKENS)
 
 
 def apply(model, variables, tokens=TOKENS, **kwargs):
-  return jax.jit(functools.partial(model.apply, **kwargs))(variables, tokens)
+  return cases.program(model, **kwargs)(variables, tokens)
 
 
 @pytest.fixture(scope='module')
@@ -48,7 +47,7 @@ def test_names_and_shapes_are_those_of_gpt2() -> None:
 
 
 def test_the_start_is_gpt2_s() -> None:
-  model = models.build('gpt2', vocab=300, length=100, dim=64, depth=2, heads=4)
+  model = models.build('gpt2', vocab=300, length=100, dim=64, depth=2, heads=4, unroll=1)
   params = cases.flat(jax.jit(lambda: model.init(jax.random.key(0), TOKENS))()['params'])
   for path, leaf in params.items():
     if path.endswith(('kernel', 'embedding')):
@@ -194,18 +193,21 @@ def test_lora_adds_a_product(plain) -> None:
   base = cases.flat(variables['params'])
   lora = {path: leaf for path, leaf in params.items() if 'lora' in path}
   assert len(lora) == 8 and lora['h/attn/c_attn/lora_b'].shape == (2, 2, 72)
-  run = jax.jit(lambda params: model.apply({'params': params}, TOKENS))
+
+  def run(leaves):
+    return apply(model, {'params': _unflat(leaves)})
+
   zero = {path: leaf * (not path.endswith('lora_b')) for path, leaf in lora.items()}
-  np.testing.assert_allclose(run(_unflat({**base, **zero})), logits, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(run({**base, **zero}), logits, rtol=1e-5, atol=1e-6)
   merged = dict(base)
   for path in base:
     if path.startswith('h/') and path.endswith('kernel'):
       at = path.removesuffix('kernel')
       merged[path] = base[path] + lora[f'{at}lora_a'] @ lora[f'{at}lora_b']
   expected = apply(cases.build(), {'params': _unflat(merged)})
-  np.testing.assert_allclose(run(_unflat({**base, **lora})), expected, rtol=1e-3, atol=1e-3)
+  np.testing.assert_allclose(run({**base, **lora}), expected, rtol=1e-3, atol=1e-3)
   assert np.abs(expected - logits).max() > .5
-  first = jax.jit(lambda: model.init(jax.random.key(0), TOKENS))()['params']['h']['mlp']['c_fc']
+  first = Dense(96, lora_rank=8).init(jax.random.key(0), jnp.zeros((1, 24)))['params']
   assert not first['lora_b'].any() and abs(first['lora_a'].std() * 24 ** .5 - 1) < .3
 
 
@@ -229,13 +231,16 @@ def test_scaled_ffn_and_attention_temperature(plain) -> None:
     per_column = np.ones((2, 72), np.float32)
     per_column[:, :24] = np.repeat(temperature, 8, axis=1)
     changed[at] = base[at] / (per_column[:, None] if leaf == 'kernel' else per_column)
-  run = jax.jit(lambda params: model.apply({'params': params}, TOKENS, taps=True))
-  np.testing.assert_allclose(run(_unflat({**base, **own}))[0],
+
+  def run(leaves):
+    return apply(model, {'params': _unflat(leaves)}, taps=True)
+
+  np.testing.assert_allclose(run({**base, **own})[0],
                              apply(cases.build(), {'params': _unflat(changed)}),
                              rtol=1e-3, atol=1e-4)
   own['h/ffn_beta'] = np.float32([.5, 2])
   own['h/attn/temperature'] = own['h/attn/temperature'] * np.arange(1, 17, dtype=np.float32)
-  _, taps = run(_unflat({**base, **own}))
+  _, taps = run({**base, **own})
   np.testing.assert_allclose(taps['resid_final'], 2 * taps['resid_mid'][1] + taps['mlp_out'][1],
                              rtol=1e-5, atol=1e-5)
   # Query 10 has 11 times the temperature of before, so that its logits are an eleventh.

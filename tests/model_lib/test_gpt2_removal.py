@@ -232,8 +232,7 @@ def test_a_real_site_is_the_unremovable_model_to_the_bit() -> None:
   plain = cases.build()
   _, variables, call = program()
   (logits, _), _ = call(variables, True)
-  expected, _ = jax.jit(lambda params: plain.apply(
-    {'params': params}, TOKENS, train=True, taps=True))(variables['params'])
+  expected, _ = cases.program(plain, taps=True)({'params': variables['params']}, TOKENS)
   np.testing.assert_array_equal(logits, expected)
   linear = {**variables, 'hp': set_hp(variables['hp'], event_mlp=(0, 0))}
   assert np.abs(call(linear, True)[0][0] - expected).max() > .1
@@ -319,14 +318,18 @@ def test_the_auxiliary_loss_of_the_model() -> None:
 
 
 def test_a_fixed_target() -> None:
-  model, variables, _ = program()
-  model = model.clone(target='fixed')
-  hp = set_hp(variables['hp'], aux_weight=.5, aux_target=2.5)
+  _, variables, _ = program()
+  model = cases.build(removable=True, target='fixed')
+  hp = set_hp(variables['hp'], aux_weight=.5, aux_every=.25, aux_target=2.5)
   (_, taps), moved = jax.jit(lambda v: model.apply(
     v, TOKENS, train=True, taps=True, mutable=['norm_state', 'losses']))({**variables, 'hp': hp})
-  sigma = cases.moments(taps['resid_final'])[1]
+
+  def spread(stream):
+    return np.mean((cases.moments(stream)[1] - 2.5) ** 2)
+
   value, = jax.tree.leaves(moved['losses'])
-  np.testing.assert_allclose(value, .5 * np.mean((sigma - 2.5) ** 2), rtol=1e-4)
+  every = sum(map(spread, (*taps['resid_pre'], *taps['resid_mid'])))
+  np.testing.assert_allclose(value, .5 * spread(taps['resid_final']) + .25 * every, rtol=1e-4)
 
 
 @pytest.mark.parametrize('norm', removable.KINDS)

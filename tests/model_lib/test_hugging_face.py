@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import types
 
+import flax
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -17,7 +19,7 @@ import pytest
 import safetensors.numpy
 
 from model_lib.errors import UserError
-from model_lib.interop import hugging_face, load_gpt2, not_stock, save_gpt2
+from model_lib.interop import load_gpt2, not_stock, save_gpt2
 from model_lib.models.hyper import set_hp
 from tests.model_lib import gpt2_cases as cases
 
@@ -61,8 +63,7 @@ def test_what_is_loaded_computes_what_transformers_does(tmp_path, dtype, toleran
   safetensors.numpy.save_file(tensors, path / 'model.safetensors')
   with jax.enable_x64(dtype == 'float64'):
     model, variables = load_gpt2(path)
-    run = jax.jit(lambda v: model.apply(v, jnp.asarray(cases.TOKENS), taps=True))
-    logits, taps = run(variables)
+    logits, taps = jax.jit(functools.partial(model.apply, taps=True))(variables, cases.TOKENS)
   hidden = [*np.asarray(taps['resid_pre']), np.asarray(taps['final'])]
   assert logits.dtype == dtype and golden['hidden'].shape == (3, 2, 11, 24)
   for found, expected in [(logits, golden['logits']), *zip(hidden, golden['hidden'], strict=True)]:
@@ -77,7 +78,6 @@ def test_the_golden_file_tells_mistakes_apart(stock) -> None:
   params = cases.flat(variables['params'])
   kernel = params['h/attn/c_attn/kernel']
   thirds = np.split(kernel, 3, axis=-1)
-  run = jax.jit(lambda params: model.apply({'params': params}, jnp.asarray(cases.TOKENS)))
   square = params['h/attn/c_proj/kernel']
   for changed in (
       {'h/attn/c_attn/kernel': np.concatenate([thirds[1], thirds[0], thirds[2]], -1)},
@@ -85,11 +85,12 @@ def test_the_golden_file_tells_mistakes_apart(stock) -> None:
       {'h/attn/c_proj/kernel': square.swapaxes(1, 2)},
       {'h/ln_1/scale': params['h/ln_2/scale'], 'h/ln_2/scale': params['h/ln_1/scale']},
       {'wpe/embedding': np.roll(params['wpe/embedding'], 1, axis=0)}):
-    logits = run(hugging_face.flax.traverse_util.unflatten_dict({**params, **changed}, sep='/'))
+    tree = flax.traverse_util.unflatten_dict({**params, **changed}, sep='/')
+    logits = cases.program(model)({'params': tree}, cases.TOKENS)
     assert np.abs(logits - golden).max() > 1e-2 * np.abs(golden).max(), list(changed)
   for attribute in ({'activation': 'gelu'}, {'eps': 1e-3}):
     other = model.clone(**attribute)
-    logits = jax.jit(lambda p, other=other: other.apply(p, jnp.asarray(cases.TOKENS)))(variables)
+    logits = cases.program(other)(variables, cases.TOKENS)
     assert np.abs(logits - golden).max() > 1e-4 * np.abs(golden).max(), attribute
 
 
@@ -172,8 +173,7 @@ def test_lora_is_merged(tmp_path) -> None:
   variables = cases.numbers(model)
   save_gpt2(tmp_path, model, variables)
   plain, merged = load_gpt2(tmp_path)
-  tokens = jnp.asarray(cases.TOKENS)
-  ours, theirs = (jax.jit(lambda v, m=m: m.apply(v, tokens))(v)
+  ours, theirs = (cases.program(m)(v, cases.TOKENS)
                   for m, v in ((model, variables), (plain, merged)))
   np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-3)
   assert not plain.lora_rank
