@@ -16,13 +16,13 @@ the polynomial's.
 What it costs on a CPU, by XLA's own profile of its loops (AMD EPYC, one core): per layer of 128 x
 64 entries 2.5 us for index and t, 5.1 for the gather of rows, 2.1 for f and 2.9 for f' times the
 cotangent, where ReLU takes 2. The gather goes entry by entry, 0.6 ns for a row of four numbers,
-with a fifth of the rows too: memory does not bound it. A step of an MLP 64-64-64-10 is 97 us with
-ReLU, 80 of them matrix products, and 118 with the table. Index and t inside the loops that use them
-took 5 us more, signed indices 1.3. Slower than one gather of rows were four of single numbers, one
-flat array and complex numbers; of no use were a barrier around the index (removed before loops are
-fused), int16 and uniform knots. Fusions with more operations than bytes are cut in two for XLA's
-thread pool, at 20 us each, although both cores are busy: with the stretching, the loop of index and
-t would be one.
+with a fifth of the rows too: memory does not bound it. To a step of an MLP 64-64-64-10 that takes
+about 97 us with ReLU, 80 of them matrix products, the table adds 21. Index and t inside the loops
+that use them took 5 us more a layer, signed indices 1.3. A gather fused with the polynomial took as
+long as both. Slower than one gather of rows were four of single numbers, one flat array and complex
+numbers; of no use were a barrier around the index (removed before loops are fused), uint16 and
+uniform knots. Fusions with more operations than bytes are cut in two for XLA's thread pool, at 20
+us each, although both cores are busy: with the stretching, the loop of index and t would be one.
 """
 
 from __future__ import annotations
