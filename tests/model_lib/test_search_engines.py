@@ -17,6 +17,7 @@ from model_lib.models.activation_layer import ActivationLayer, consumer_gains
 from model_lib.search import get_space, parse
 from model_lib.search.engines import gain, kinks
 from model_lib.search.engines.bytecode import OPCODES, run
+from model_lib.search.engines.table import _encoded
 from model_lib.search.operators import OPERATORS
 from model_lib.training.cohort import Member, ModelSpec
 from tests.model_lib.engine import Engine
@@ -148,6 +149,21 @@ def test_a_candidate_needs_a_model_that_takes_one():
   both = models.build('mlp', activation='table', overrides=('layers.1.activation: bytecode',))
   with pytest.raises(UserError, match='exactly one'):
     candidate.encode(both, 'relu(x)')
+
+
+def test_candidates_are_encoded_ahead_and_kept():
+  model = models.build('mlp', activation='table')
+  hps = [{'candidate': 'sin(add(x, 0.123))'}, {'learning_rate': 1.0, 'note': 'rely(x)'},
+         {'activation_0/candidate': 'cos(add(x, 0.123))'}]
+  candidate.encode_ahead(model, hps)
+  misses = _encoded.cache_info().misses
+  candidate.encode(model, 'sin(add(x, 0.123))')
+  candidate.encode(model, 'cos(add(x, 0.123))')
+  assert _encoded.cache_info().misses == misses
+  candidate.encode(model, 'sin(add(x, 0.124))')
+  assert _encoded.cache_info().misses == misses + 1
+  with pytest.raises(UserError, match="nearest: 'relu'"):
+    candidate.encode_ahead(model, [*hps, {'candidate': 'rely(x)'}])
 
 
 @pytest.fixture(scope='module')
