@@ -4,8 +4,9 @@ A teacher y = 2^(1/2) sin(3 w.x), |w| = 1, x ~ N(0, I) in two dimensions, is lea
 the Swish space. Planted are those that come near sin(3u) as f(a u + b); no training decides which.
 The student has 4 hidden units: with more, combinations of functions that are not planted, such as
 x + sin(x), do as well. So small a student often stops far from its optimum, hence each function's
-best of 8 starts counts, by other examples than its test loss. Width, rate, steps and starts were
-chosen on another sample of functions, with other teachers.
+best of 16 starts counts, by other examples than its test loss. Width, rate, steps and starts were
+chosen on other samples of functions, with other teachers: of 200 functions, 6 to 8 of them planted,
+the median planted one stood in the first 4 % with each of 8 teachers; with 8 starts at 6.5 % once.
 
 On XOR a linear model cannot be better than chance, and almost every valid function must be.
 """
@@ -21,7 +22,10 @@ from tests.model_lib.planted import HELD_OUT, largest_correlations, sample, trai
 
 TEACHERS = 5
 PLANTED = 0.9  # the correlation from which on a function is planted
-STUDENT = dict(width=4, outputs=1, rate=3e-2, steps=300, batch=128, starts=8)
+# Of the sample, as 39 of the first 1,000 functions are. The median moves with the share: with 10 of
+# 200 planted it was met at 4.75 to 6.5 %, with other teachers and longer training too.
+SHARE = 0.04
+STUDENT = dict(width=4, outputs=1, rate=3e-2, steps=300, batch=128, starts=16)
 XOR = dict(width=8, outputs=2, rate=1e-2, steps=150, batch=64)
 IDENTITY = parse('identity(x)')
 
@@ -37,9 +41,19 @@ def data():
   return {'inputs': x, 'targets': targets[:, :, None].astype(np.float32)}
 
 
-def losses_of(count, tables, folder):
-  """[count, tables]: the test loss of each function's best start."""
-  choice, test = train(sample(count), tables, Regression(), data(), folder, **STUDENT)
+def drawn(count):
+  """Functions of which SHARE are planted, and which of them are; the first of the random order."""
+  functions = sample(count + count // 4)
+  planted = largest_correlations(functions) >= PLANTED
+  n = round(SHARE * count)
+  chosen = np.sort(np.append(np.flatnonzero(planted)[:n], np.flatnonzero(~planted)[:count - n]))
+  assert len(chosen) == count and planted[chosen].sum() == n
+  return [functions[i] for i in chosen], planted[chosen]
+
+
+def losses_of(functions, tables, folder):
+  """[function, tables]: the test loss of each function's best start."""
+  choice, test = train(functions, tables, Regression(), data(), folder, **STUDENT)
   best = choice['loss'].argmin(-1)[..., None]
   return np.take_along_axis(test['loss'], best, -1)[..., 0]
 
@@ -52,17 +66,16 @@ def shares(losses):
 def permutation_p(ranks, planted):
   """Share of the sets of as many functions whose median rank is at least as low."""
   rng, found = np.random.default_rng(0), np.median(ranks[planted])
-  drawn = [np.median(ranks[rng.permutation(planted)]) for _ in range(2000)]
-  return (1 + np.sum(np.array(drawn) <= found)) / (1 + len(drawn))
+  medians = [np.median(ranks[rng.permutation(planted)]) for _ in range(2000)]
+  return (1 + np.sum(np.array(medians) <= found)) / (1 + len(medians))
 
 
-def check_planted(count, teachers, share, folder):
-  planted = largest_correlations(sample(count)) >= PLANTED
-  assert 0.02 * count < planted.sum() < 0.06 * count  # more could not all be among the first 5 %
-  losses = losses_of(count, [*range(teachers), TEACHERS], folder)
+def check_planted(count, teachers, folder):
+  functions, planted = drawn(count)
+  losses = losses_of(functions, [*range(teachers), TEACHERS], folder)
   real, permuted = np.split(losses, [teachers], axis=1)
   assert np.median(real[planted]) < 0.1 < 0.3 < np.median(real)  # it was learned; 1 is the mean's
-  assert np.median(shares(real)[planted]) <= share
+  assert np.median(shares(real)[planted]) <= 0.05
   assert permutation_p(shares(real), planted) < 1e-3
   assert np.abs(np.median(permuted) - 1) < 0.1
   assert permutation_p(shares(permuted), planted) > 0.05
@@ -79,13 +92,12 @@ def test_which_functions_are_planted():
 
 
 def test_the_planted_functions_are_found(tmp_path):
-  # Of 10 planted ones the median varies with the sample, by 0.02.
-  check_planted(200, 1, 0.075, tmp_path)
+  check_planted(200, 1, tmp_path)
 
 
 @pytest.mark.slow
 def test_the_planted_functions_are_found_with_five_teachers(tmp_path):
-  check_planted(1000, TEACHERS, 0.05, tmp_path)
+  check_planted(1000, TEACHERS, tmp_path)
 
 
 def xor():
