@@ -27,6 +27,7 @@ def export(workdir: str, member: int, form: str, out: str) -> str:
   Raises:
     UserError: no such run, a norm that is still real, or outputs that differ.
   """
+  import jax
   import numpy as np
 
   from launch.study.load import load_run
@@ -40,7 +41,8 @@ def export(workdir: str, member: int, form: str, out: str) -> str:
                     'exported')
   tokens = np.random.default_rng(0).integers(
       0, model.vocab, (WINDOWS, model.length)).astype(np.int32)
-  exported = getattr(gpt2_export, form)(model, variables, tokens)
+  with jax.default_matmul_precision('highest'):  # accelerators round float32 products otherwise
+    exported = getattr(gpt2_export, form)(model, variables, tokens)
   if not exported.report.equal:
     first = str(exported.report.precisions).replace('\n', '; ')
     raise UserError(f'{workdir}: member {member}: the {form} is not shown to be the trained model '

@@ -47,6 +47,8 @@ class Lower:
   outputs: int
 
   def __str__(self) -> str:
+    if self.not_finite == self.outputs:
+      return f'{self.dtype} weights: no output is finite'
     lost = f', {self.not_finite} of {self.outputs} not finite' if self.not_finite else ''
     return f'{self.dtype} weights: max |difference| {self.difference:.1e} of the largest{lost}'
 
@@ -230,9 +232,9 @@ def sigmas(variables) -> dict[str, np.ndarray]:
 
 def _still_real(form: str, real: tuple[str, ...]) -> UserError:
   shown = ', '.join(real[:4]) + (f' and {len(real) - 4} more' if len(real) > 4 else '')
-  return UserError(f'{form}: {len(real)} norm sites are still real ({shown}); train on until their '
-                   'events, or give them events' + (
-                     '; fold keeps a final norm' if real == ('ln_f',) else ''))
+  count = f'{len(real)} norm sites are' if len(real) > 1 else 'a norm site is'
+  return UserError(f'{form}: {count} still real ({shown}); train on until the last event, or give '
+                   'every site one' + ('; fold keeps a final norm' if real == ('ln_f',) else ''))
 
 
 def _plain(model, **changes):
