@@ -1,4 +1,4 @@
-"""LayerNorm removed from a trained GPT: what it costs against fine-tuning alone, and what it changes.
+"""LayerNorm removed from a trained GPT: what it costs against fine-tuning alone, what it changes.
 
   python -m experiments.layernorm_removal --preset=cpu --workdir=runs/ln
 
@@ -73,7 +73,7 @@ class Config:
 
   seed: int = field(0, 'Shifts every seed of the study.', low=0, high=10**6)
   dataset: str = field('pystdlib', 'A prepared text.')
-  shifted: str = field('pydoc_topics', 'A text of another kind with the same tokens; empty for none.')
+  shifted: str = field('pydoc_topics', 'Text of another kind in the same tokens; empty for none.')
   separated: bool = field(True, 'Put a token of its own behind every document.')
   window: int = field(128, 'Tokens per window.', low=8)
   eval_windows: int = field(192, 'Windows per evaluation.', low=1)
@@ -98,10 +98,12 @@ class Config:
   aux_weight: float = field(0.1, 'Weight of the auxiliary loss.', low=0)
   ema: float = field(0.9, 'Factor of the moving average of sigma, per part of a batch.', low=0,
                      high=1)
-  schedule: str = field('', "Schedule of ln_free in place of 'staged'; such as 'paper(size=small)'.")
+  schedule: str = field('', "Schedule of ln_free in place of 'staged', as 'paper(size=small)'.")
   horizon: int = field(0, 'Steps of the cosine of the fine-tuning; 0 for all.', low=0)
   card_windows: int = field(128, 'Windows of the report card.', low=8)
   remat: bool = field(False, 'Compute blocks again in the backward pass, to save memory.')
+  unroll: int = field(0, 'Blocks per turn of the loop over them in training; 0 for all: fast, and '
+                         'long to compile.', low=0)
   dtype: str = field('params', 'Of the products.', choices=('params', 'float32', 'bfloat16'))
   scratch_steps: int = field(1000, 'Steps of the networks without norms from the start.', low=1)
   scratch_seeds: int = field(3, 'Their seeds.', low=1, high=MOST_BASES - 1)
@@ -111,8 +113,9 @@ class Config:
 
 _TINY = {'dim': 32, 'depth': 2, 'heads': 2, 'bases': 2, 'base_steps': 60, 'tune_steps': 50}
 PRESETS = {
-    'smoke': {'parts': ('arms',), 'window': 32, 'eval_windows': 16, 'card_windows': 16,
-              'arms': tuple(ARMS)[:7], 'rate_factors': (1.0, 2.0), 'io.checkpoint_interval_s': 0.0,
+    'smoke': {'parts': ('arms',), 'window': 32, 'eval_windows': 16, 'card_windows': 16, 'unroll': 1,
+              # As many runs in both cohorts, which are so compiled once.
+              'arms': (*tuple(ARMS)[:5], 'sham'), 'rate_factors': (1.0, 2.0),
               'scratch_steps': 40, 'scratch_seeds': 2,
               **{f'small.{k}': v for k, v in _TINY.items()},
               **{f'wide.{k}': v for k, v in (_TINY | {'bases': 1}).items()}},
@@ -122,13 +125,13 @@ PRESETS = {
             'window': 512, 'batch_size': 32, 'dtype': 'bfloat16', 'arms': tuple(ARMS)[:8],
             'small.dim': 512, 'small.depth': 8, 'small.heads': 8, 'small.base_steps': 3000,
             'small.tune_steps': 300, 'base_rate': 6e-4, 'rate_factors': (0.5, 1.0, 2.0)},
-    # The recipe of Small on local weights and a text in GPT-2's byte pairs; `recipes` has the others.
+    # The recipe of Small on local weights, on a text in GPT-2's byte pairs; the others: `recipes`.
     'paper': {'parts': ('arms',), 'dataset': 'text-openwebtext', 'shifted': '', 'separated': False,
               'weights': 'gpt2', 'arms': ('vanilla', 'ln_free', 'no_aux', 'at_once', 'keep_final'),
               'rate_factors': (1.0,), 'window': 1024, 'batch_size': 512, 'micro_batches': 16,
               'small.bases': 1, 'small.tune_steps': 300, 'warmup': 25 / 300,
               'schedule': 'paper(size=small)', 'dropout': 0.1, 'dtype': 'bfloat16', 'remat': True,
-              'card_windows': 64},
+              'unroll': 1, 'card_windows': 64},
 }
 
 
@@ -154,7 +157,8 @@ def model(config: Config, size: Size, **changes: object) -> ModelSpec:
   """The GPT of a size, or of the weights. The data decide the vocabulary, and for separated text
   the token between documents."""
   arguments = {'dim': size.dim, 'depth': size.depth, 'heads': size.heads, 'removable': True,
-               'dtype': config.dtype, 'remat': config.remat, 'dropout': config.dropout}
+               'dtype': config.dtype, 'remat': config.remat, 'dropout': config.dropout,
+               'unroll': config.unroll}
   if config.weights:
     from experiments.parts.removal_weights import attributes
     arguments |= attributes(config.weights)
@@ -198,7 +202,8 @@ def tuned(config: Config, part: str, size: Size, arm: str, factor: float) -> lis
   own = ARMS[arm]
   hp = {'learning_rate': config.tune_rate * factor, 'weight_decay': config.weight_decay}
   if own.schedule:
-    hp |= {**schedule(schedule_text(arm, config.schedule), size.depth, size.tune_steps).hp(size.depth),
+    events = schedule(schedule_text(arm, config.schedule), size.depth, size.tune_steps)
+    hp |= {**events.hp(size.depth),
            'aux_weight': config.aux_weight * own.auxiliary, 'ema': config.ema,
            'calls_per_step': config.micro_batches, **own.numbers}
   return [Member({'part': part, 'phase': 'tuned', 'arm': arm, 'base': b, 'lr_factor': factor,
@@ -230,8 +235,8 @@ def tuning(config: Config, part: str, size: Size) -> list[Cohort]:
         evaluate_at=keep, keep_at=keep, start=start(config, part), fresh=own.fresh)
 
   shared = [arm for arm in config.arms if not ARMS[arm].model]
-  # The sham runs beside vanilla: where members are batched their bits belong to the chunk's size.
-  first = SWEPT + (('sham',) if part == 'arms' and 'sham' in shared else ())
+  # What is held against vanilla's bits runs beside it: batched members' bits belong to the chunk.
+  first = SWEPT + tuple(a for a in ('no_aux', 'sham') if part == 'arms' and a in shared)
   main_runs = [m for arm in first for m in tuned(config, part, size, arm, 1.0)]
   asked = [cohort('tuned', main_runs, keep=marks(config, size))]
   if part == 'arms':
@@ -293,7 +298,8 @@ def claims(config: Config) -> tuple[Claim, ...]:
 def report(run: Run) -> Report:
   """Tables, verdicts and figures (`experiments.parts.removal`)."""
   from experiments.parts import removal
-  return removal.report(run, claims(run.config))
+  return removal.report(run, claims(run.config), {
+      part: sized(run.config, part) for part in ('arms', 'wide') if part in run.config.parts})
 
 
 def check(config: Config) -> None:
@@ -347,7 +353,7 @@ def notes(config: Config) -> list[str]:
   from model_lib import models
   size = sized(config, 'arms')
   own = model(config, size)
-  built = models.build(own.name, **own.arguments | {'length': config.window})
+  built = models.build(own.name, **own.arguments | {'length': config.window, 'unroll': 1})
   parts = config.micro_batches
   return estimates({config.weights: (built, config.batch_size // parts, parts, size.tune_steps)}
                    ) + recipes()

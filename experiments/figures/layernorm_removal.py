@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
+from experiments.parts.removal_rows import difference, runs
 from launch.study import plotting
 from launch.study.plotting import Estimate
-from model_lib.analysis import statistics
 
 SHOWN = ('vanilla', 'ln_free', 'no_aux', 'at_once')  # of the training losses
 MODELS = ('base', 'vanilla', 'ln_free')
@@ -51,12 +51,10 @@ def training_losses(losses: pd.DataFrame, events: pd.DataFrame, where: str) -> F
 def gaps(rows: pd.DataFrame, where: str) -> Figure:
   """Validation loss of every arm minus vanilla, with the interval over bases."""
   tuned = rows[rows.phase == 'tuned']
-  table = {key: own.set_index('base').val_loss for key, own in
-           tuned.groupby(['arm', 'lr_factor'], sort=False)}
-  reference, found = table['vanilla', 1.0], []
-  for (arm, factor), own in table.items():
-    if (arm, factor) != ('vanilla', 1.0):
-      paired = statistics.paired_difference(own.to_numpy(), reference[own.index].to_numpy())
+  reference, found = runs(rows, 'vanilla'), []
+  for arm, factor in dict.fromkeys(zip(tuned.arm, tuned.lr_factor, strict=True)):
+    paired = difference(runs(rows, arm, factor=factor), reference)
+    if (arm, factor) != ('vanilla', 1.0) and paired.n:
       name = arm if factor == 1 else f'{arm}, rate x {factor:g}'
       found.append(Estimate(name, paired.mean, paired.low, paired.high))
   with plotting.style():

@@ -70,14 +70,21 @@ def networks(given: Given, base: str, tuned: str, step: int | None = None,
   if kind == 'weights':
     from model_lib.interop.hugging_face import load_gpt2
     _, weights = load_gpt2(folder)
-    first = jax.tree.map(lambda leaf: leaf[0], own.variables)  # of vanilla, whose norms are real
-    yield 'base', 0, exact(own.model), {**first, 'params': weights['params']}
+    first = member(own, 0)  # of vanilla, whose norms are real
+    yield 'base', 0, exact(own.model), {
+        **first, 'params': jax.tree.map(np.asarray, weights['params'])}
   for trained in ([] if kind == 'weights' else [given.trained(base)]) + [own]:
     model = exact(trained.model)
     for i, found in enumerate(trained.rows):
       if found['arm'] in MODELS:
-        yield (found['arm'], int(found['base']), model,
-               jax.tree.map(lambda leaf, i=i: leaf[i], trained.variables))
+        yield found['arm'], int(found['base']), model, member(trained, i)
+
+
+def member(trained, number: int) -> dict:
+  """The variables of one network, on the host: a compiled program is told apart by where its
+  arguments lie."""
+  import jax
+  return jax.tree.map(lambda leaf: np.asarray(leaf)[number], trained.variables)
 
 
 def exact(model):
@@ -128,7 +135,6 @@ def measure_losses(given: Given, part: str, base: str, tuned: str, windows: int,
   the interval of a paired bootstrap over windows. Of the arms at other learning rates the one with
   the lowest validation loss per base and arm is compared as well (measure `best_gap`).
   """
-  import jax
   from model_lib.analysis import language_loss
   texts = {'val': validation(given.data, windows)}
   if shifted:
@@ -144,15 +150,14 @@ def measure_losses(given: Given, part: str, base: str, tuned: str, windows: int,
       losses[arm, number, text] = loss
       rows += [row(part, 'losses', arm, number, f'{text}_{name}', value)
                for name, value in language_loss.summary(loss).items()]
-  best = {(arm, number): losses[arm, number, 'val'] for arm, number, text in losses if text == 'val'}
+  best = {key[:2]: loss for key, loss in losses.items() if key[2] == 'val'}
   for name in others:
     trained = given.trained(name)
     for i, found in enumerate(trained.rows):
       key = found['arm'], int(found['base'])
       if key not in best:
         continue
-      loss = language_loss.predict(trained.model, jax.tree.map(
-          lambda leaf, i=i: leaf[i], trained.variables), texts['val']).loss
+      loss = language_loss.predict(exact(trained.model), member(trained, i), texts['val']).loss
       if not best[key].mean() <= loss.mean():  # also where that is no number
         best[key] = loss
   for number in sorted({number for _, number, _ in losses}):
@@ -167,18 +172,20 @@ def measure_losses(given: Given, part: str, base: str, tuned: str, windows: int,
 
 def calibrated(model, variables: Mapping, tokens: np.ndarray) -> dict:
   """The variables with every sigma at its statistic on the tokens, and all sites linear."""
-  return {**variables, 'norm_state': _statistics(model)(variables, tokens),
-          'hp': linear(variables['hp'])}
+  import jax
+  state = jax.tree.map(np.asarray, _statistics(model)(variables, tokens))
+  return {**variables, 'norm_state': state, 'hp': linear(variables['hp'])}
 
 
 @functools.cache
 def _statistics(model) -> Callable:
   """(variables, tokens) -> the state of the norm sites after a first training call."""
   import jax
+  import jax.numpy as jnp
 
   def first(variables, tokens):
     before = jax.tree.map(
-        lambda leaf: leaf * 0 if leaf.dtype == np.int32 else leaf * 0 + 1,
+        lambda leaf: (jnp.zeros_like if leaf.dtype == np.int32 else jnp.ones_like)(leaf),
         dict(variables['norm_state']))
     _, found = model.apply({**variables, 'norm_state': before}, tokens, train=True,
                            mutable=['norm_state', 'losses'])

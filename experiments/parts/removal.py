@@ -26,23 +26,20 @@ MIN_RATIO, MIN_SINK, MIN_NEURON = 2.0, 0.05, 3.0
 MODELS = ('base', 'vanilla', 'ln_free')
 
 
-def report(run: Run, claims: Sequence[Claim]) -> Report:
-  """Tables, verdicts and figures of the parts that were run."""
+def report(run: Run, claims: Sequence[Claim], sizes: Mapping[str, Any]) -> Report:
+  """Tables, verdicts and figures of the parts that were run; `sizes` of those with models."""
   from experiments.figures import layernorm_removal as figures
-  from experiments.layernorm_removal import sized
   tables: list[Table] = []
   drawn, found = {}, {}
-  for part in ('arms', 'wide'):
-    if part in run.config.parts:
-      rows = run.rows[run.rows.part == part]
-      size = sized(run.config, part)
-      where = f'GPT {size.depth} x {size.dim} on {run.dataset}'
-      events = events_of(run, part, size)
-      tables += tables_of.of_part(rows, events, where, run.config, size)
-      drawn |= {f'{part}_{name}': draw for name, draw in
-                figures.of_part(rows, events, losses_of(run, part), where).items()}
-      if part == 'arms':
-        found = outcomes(rows, events, differing(run, rows))
+  for part, size in sizes.items():
+    rows = run.rows[run.rows.part == part]
+    where = f'GPT {size.depth} x {size.dim} on {run.dataset}'
+    events = events_of(run, part, size)
+    tables += tables_of.of_part(rows, events, where, run.config, size)
+    drawn |= {f'{part}_{name}': draw for name, draw in
+              figures.of_part(rows, events, losses_of(run, part), where).items()}
+    if part == 'arms':
+      found = outcomes(rows, events, differing(run, rows))
   if 'scratch' in run.config.parts:
     tables.append(tables_of.scratch_table(
         run.rows[run.rows.part == 'scratch'], run.dataset, run.config))
@@ -90,8 +87,8 @@ def outcomes(rows: pd.DataFrame, events: pd.DataFrame,
   swap = numbers(rows, 'swaps', 'zero_tuning', 'val_gap')
   twice = numbers(rows, 'swaps', 'doubled_sigma', 'val_gap')
   found['zero_tuning_breaks'] = decided(over(swap.value), over(swap.value).low >= BREAKS)
-  apart = ((twice.low > 0) | (twice.high < 0)).all()
-  found['doubled_sigma_differs'] = decided(over(twice.value), bool(apart))
+  found['doubled_sigma_differs'] = decided(
+      over(twice.value), bool(((twice.low > 0) | (twice.high < 0)).all()))
 
   if 'at_once' in arms:
     spikes = {arm: events[events.arm == arm].groupby('base').spike.max()
@@ -118,7 +115,7 @@ def outcomes(rows: pd.DataFrame, events: pd.DataFrame,
 
 
 def worst(values: pd.Series, of: Callable = np.max) -> float:
-  """The largest number, or by `of` the least; nan where one is no number, which pandas leaves out."""
+  """The largest number, or by `of` the least; nan where one is none, which pandas leaves out."""
   return float(of(values.to_numpy(float)))
 
 
@@ -151,8 +148,8 @@ def card_outcomes(rows: pd.DataFrame, decided, over) -> dict[str, Outcome]:
   found['position_0_shrinks'] = decided(
       over(shrunk), (shrunk <= 0.5).all(),
       f'vanilla over base {(ratio["vanilla"] / ratio["base"]).mean():.2f}',
-      '' if lowest >= MIN_RATIO else f'the norm at position 0 is {lowest:.2f} times that elsewhere, '
-      f'at least {MIN_RATIO:g} are needed')
+      '' if lowest >= MIN_RATIO else f'the norm at position 0 is {lowest:.2f} times that '
+      f'elsewhere, at least {MIN_RATIO:g} are needed')
 
   sink = {arm: of(arm, 'sink_rate_query').value for arm in MODELS}
   own, other = (difference(sink[a], sink['vanilla']) for a in ('ln_free', 'base'))
@@ -172,8 +169,8 @@ def card_outcomes(rows: pd.DataFrame, decided, over) -> dict[str, Outcome]:
   read, random = (of('base', f'norm_direction_{kind}').groupby('base').value.min()
                   for kind in ('read', 'random'))
   found['norm_keeps_direction'] = Outcome(
-      REPRODUCED if worst(read, np.min) >= LIKE else NOT_REPRODUCED, worst(read, np.min), None, None,
-      f'random functionals {random.min():.4f}')
+      REPRODUCED if worst(read, np.min) >= LIKE else NOT_REPRODUCED, worst(read, np.min), None,
+      None, f'random functionals {random.min():.4f}')
 
   exported = [worst(of('folded', 'logit_difference', place=dtype).value)
               for dtype in ('float32', 'float64')]

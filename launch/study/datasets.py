@@ -113,6 +113,8 @@ class StudyData:
     """The model with the number of outputs that the data decides, where the study left it open."""
     if self.dataset.kind == 'tokens':
       decided = {'vocab': self.dataset.vocab, 'length': self.request.window}
+      if self.request.separated and spec.name == 'gpt2':
+        decided['eot'] = self.dataset.vocab - 1
     else:
       decided = {'num_classes': self.dataset.num_classes}
     return ModelSpec(spec.name, {**decided, **spec.arguments})
@@ -126,10 +128,15 @@ class StudyData:
     """Checks that the data can serve a cohort.
 
     Raises:
-      UserError: there is no such model, a member asks for a split that the study does not make, or
-        a batch is larger than the training split.
+      UserError: there is no such model, its vocabulary is given and not that of the text, a member
+        asks for a split that the study does not make, or a batch is larger than the training split.
     """
     self.build(cohort.model)
+    vocab = cohort.model.arguments.get('vocab', self.dataset.vocab)
+    if vocab != self.dataset.vocab:
+      raise UserError(f'cohort {cohort.name}: its model has a vocabulary of {vocab} tokens, and '
+                      f'{self.dataset.name} has {self.dataset.vocab}; prepare the text in the '
+                      "tokens of the model (python -m data.prepare has --tokenizer), or take another")
     for member in cohort.members:
       if not 0 <= member.split < len(self.splits):
         raise UserError(f'cohort {cohort.name}: split {member.split} of {len(self.splits)}')

@@ -130,7 +130,7 @@ def _table(study: Study, parsed) -> tables.Table:
     notes.append('Cohorts that depend on earlier results are shown as if all earlier results were '
                  'equal; runs that other results ask for (such as a wider range of learning '
                  'rates) come on top.')
-  notes += study.preset_notes.get(parsed.preset, ())
+  notes += [*study.preset_notes.get(parsed.preset, ()), *study.notes(config)]
   column = tables.Column
   return tables.Table(
       f'{study.name} on {data.dataset.name}' if data else study.name,

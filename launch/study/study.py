@@ -118,6 +118,7 @@ class Study:
     presets: name -> {'field.sub': value}.
     preset_notes: name of a preset -> lines that --list prints below it, such as what of the paper
       is not there.
+    notes: config -> further such lines, such as an estimate; called where the libraries are loaded.
     data: config -> DataRequest, or None where nothing is trained and no data is read.
     cohorts: config -> generator. It yields a list of cohorts and measurements and is sent their
       finished rows as a DataFrame, in their order, so that later cohorts may be
@@ -141,3 +142,4 @@ class Study:
   check: Callable[[Any], None] = lambda config: None
   extendable: tuple[str, ...] = ()
   preset_notes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+  notes: Callable[[Any], Sequence[str]] = lambda config: ()

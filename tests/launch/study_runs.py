@@ -45,9 +45,13 @@ CONFIG: Mapping[str, object] = {
 SIGKILLED = -signal.SIGKILL
 
 
-def arguments(workdir: Path, *flags: str, **changes: object) -> list[str]:
-  """The command line after the module; `changes` are config fields with `__` for the dots."""
-  config = {**CONFIG, **{name.replace('__', '.'): value for name, value in changes.items()}}
+def arguments(workdir: Path, *flags: str, study: str = STUDY, **changes: object) -> list[str]:
+  """The command line after the module; `changes` are config fields with `__` for the dots.
+
+  Those of another study come on top of its preset `smoke` alone.
+  """
+  config = {**(CONFIG if study == STUDY else {}),
+            **{name.replace('__', '.'): value for name, value in changes.items()}}
   return [f'--workdir={workdir}', '--preset=smoke',
           *(f'--config.{name}={value}' for name, value in config.items()), *flags]
 
@@ -73,7 +77,7 @@ class Start:
   """One start of the study in a child process, killed at the end of the `with` block."""
 
   def __init__(self, workdir: Path, *flags: str, env: Mapping[str, str] | None = None,
-               prefix: Sequence[str] = (), before: str = '',
+               prefix: Sequence[str] = (), before: str = '', study: str = STUDY,
                **changes: object):
     """Starts it.
 
@@ -82,11 +86,12 @@ class Start:
       env: variables on top of the usual ones.
       prefix: a command that runs the rest of its arguments, such as taskset.
       before: Python code that is run before the study.
+      study: its module.
     """
-    args = arguments(workdir, *flags, **changes)
-    command = helpers.module_command(STUDY, *args)
+    args = arguments(workdir, *flags, study=study, **changes)
+    command = helpers.module_command(study, *args)
     if before:
-      imports = f'from {STUDY} import STUDY\nfrom launch.study import main\n'
+      imports = f'from {study} import STUDY\nfrom launch.study import main\n'
       command[1:] = ['-c', f'{before}\n{imports}main(STUDY, {["study", *args]!r})']
     self.began = time.monotonic()
     self.process = subprocess.Popen(

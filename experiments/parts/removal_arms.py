@@ -1,0 +1,62 @@
+"""The arms of the study of LayerNorm removal: ways to fine-tune, and networks without norms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """One way to fine-tune.
+
+  Attributes:
+    schedule: which norms go when (`model_lib.transforms.removal`).
+    auxiliary: share of config.aux_weight on the deviations of the final stream.
+    numbers: further swept numbers of the model.
+    model: arguments of the model that differ; such an arm is a program of its own.
+    fresh, trained: parts of paths of the parameters that are initialized, and that alone move.
+  """
+
+  schedule: str
+  auxiliary: float = 1.0
+  numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  model: Mapping[str, object] = dataclasses.field(default_factory=dict)
+  fresh: tuple[str, ...] = ()
+  trained: tuple[str, ...] = ()
+
+
+ARMS: dict[str, Arm] = {
+    'vanilla': Arm('never', 0),
+    'ln_free': Arm('staged'),
+    'no_aux': Arm('staged', 0),
+    'at_once': Arm('at_once'),
+    'keep_final': Arm('keep_final(staged)'),
+    'reversed': Arm('reversed'),
+    'sham': Arm('sham(staged)', 0),
+    'vanilla_aux': Arm('never'),
+    'final_only': Arm('final_only'),
+    'first_batch': Arm('staged', numbers={'ema': 1.0}),
+    'qk_first': Arm('qk_first'),
+    'taper': Arm('staged', numbers={'taper': 10.0}),
+    'every_site': Arm('staged', numbers={'aux_every': 0.1}),
+    'paper_code': Arm('staged', model={'buffer': 'paper_code'}),
+    'adaptive': Arm('adaptive(staged)', model={'adaptive': 10}),
+    'dyt': Arm('', 0, model={'norm': 'dyt', 'removable': False}, fresh=('ln_',)),
+    'derf': Arm('', 0, model={'norm': 'derf', 'removable': False}, fresh=('ln_',)),
+    'lora': Arm('staged', model={'lora_rank': 8}, fresh=('lora_',), trained=('lora_',)),
+}
+SWEPT = ('vanilla', 'ln_free')  # at every learning rate, and always there
+SCRATCHED: dict[str, Mapping[str, object]] = {  # names are those of the papers
+    'SM+LN+G': {}, 'SM+LN+R': {'activation': 'relu'}, 'SM+LN': {'activation': 'identity'},
+    'SM+G': {'norm': 'none'}, 'SM+R': {'norm': 'none', 'activation': 'relu'},
+    'SM': {'norm': 'none', 'activation': 'identity'},
+    'SM+ScFuFFN': {'norm': 'none', 'activation': 'identity', 'ffn_scale': True},
+    'DyT': {'norm': 'dyt'},
+}
+
+
+def schedule_text(arm: str, given: str) -> str:
+  """The text of an arm's schedule, with the given one, if any, in place of 'staged'."""
+  text = ARMS[arm].schedule
+  return text.replace('staged', given) if given else text
