@@ -129,19 +129,20 @@ def _patch(model, changed, variables, block):
   attribution = {site: jnp.moveaxis(jnp.sum(slope[site] * change[site], -1), 1, 0)[..., changed:]
                  for site in SITES}
   depth, _, length, _ = change[SITES[0]].shape
-  places = jnp.stack(jnp.meshgrid(jnp.arange(depth), jnp.arange(changed, length), indexing='ij'),
-                     axis=-1).reshape(-1, 2)
+  places = jnp.stack(jnp.meshgrid(
+      jnp.arange(len(SITES)), jnp.arange(depth), jnp.arange(changed, length), indexing='ij'),
+      axis=-1).reshape(-1, 3)
 
-  def effects(site):
-    def one(place):
-      layer, position = place
-      here = change[site][layer, :, position]
-      edit = jnp.zeros_like(change[site]).at[layer, :, position].set(here)
-      return edited({site: edit}) - start
+  def one(place):  # of one program for all sites, which is compiled once
+    chosen, layer, position = place
+    edits = {
+        site: jnp.zeros_like(value).at[layer, :, position].set(
+            jnp.where(chosen == number, value[layer, :, position], 0))
+        for number, (site, value) in enumerate(change.items())}
+    return edited(edits) - start
 
-    return jax.lax.map(one, places).T.reshape(-1, depth, length - changed)
-
-  return Patches({site: effects(site) for site in SITES}, attribution,
+  effects = jax.lax.map(one, places).T.reshape(-1, len(SITES), depth, length - changed)
+  return Patches({site: effects[:, i] for i, site in enumerate(SITES)}, attribution,
                  metric(clean_logits) - start, metric(clean_logits))
 
 

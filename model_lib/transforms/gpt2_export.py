@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 import flax.traverse_util
@@ -242,6 +243,7 @@ def _plain(model, **changes):
   return model.clone(removable=False, adaptive=0, lora_rank=0, **changes)
 
 
+@functools.lru_cache(maxsize=16)
 def _run(model) -> Callable:
   """model.apply at inference, in the precision of the variables."""
   exact = model.clone(dtype='params')
@@ -261,10 +263,8 @@ def _exported(form: str, model, new, variables, tokens, surgery: Callable,
 
   after, unchanged = made(variables), _with_hp(merged(variables['params']), variables['hp'],
                                                paths[real])
-  # One program for all that is compared with the old model in float32.
-  old, variance, normed, *rounded = jax.tree.map(np.asarray, jax.jit(lambda v, u, low: (
-    *with_variance(model, v, tokens), _run(real)(u, tokens), *(_run(new)(x, tokens) for x in low)
-  ))(variables, unchanged, [_rounded(after, dtype) for dtype in LOWER]))
+  old, variance, normed, *rounded = jax.tree.map(np.asarray, _outputs(
+    model, real, new, variables, unchanged, [_rounded(after, dtype) for dtype in LOWER], tokens))
   more = 4 * float(variance) / (2 * TRICK_EPS) if form == 'trick' else 0.0
   precisions = compare(_run(model), _run(new), variables, made, tokens,
                        {dtype: allowed + more for dtype, allowed in TOLERANCES.items()})
@@ -272,6 +272,13 @@ def _exported(form: str, model, new, variables, tokens, surgery: Callable,
     form, precisions, tuple(_lower(dtype, logits, old) for dtype, logits in zip(LOWER, rounded)),
     float(np.abs(normed - old).max() / np.abs(old).max()), _findings(new, after, tokens),
     _findings(real, unchanged, tokens), kept, float(variance)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _outputs(model, real, new, variables, unchanged, rounded, tokens):
+  """All that is compared with the old model in float32, as one program."""
+  return (*with_variance(model, variables, tokens), _run(real)(unchanged, tokens),
+          *(_run(new)(low, tokens) for low in rounded))
 
 
 def with_variance(model, variables, tokens) -> tuple[jax.Array, jax.Array]:

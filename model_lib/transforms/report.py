@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -84,6 +85,12 @@ def compare(before: Callable, after: Callable, variables: Any, surgery: Callable
                       for dtype, tolerance in tolerances.items()))
 
 
+@functools.lru_cache(maxsize=4)
+def _both(before: Callable, after: Callable) -> Callable:
+  """(variables, new variables, inputs) -> both outputs, compiled once for a pair of functions."""
+  return jax.jit(lambda old, new, x: (before(old, x), after(new, x)))
+
+
 def _compare(before, after, variables, surgery, inputs, dtype, tolerance) -> Precision:
   def cast(leaf):
     leaf = np.asarray(leaf)
@@ -91,8 +98,7 @@ def _compare(before, after, variables, surgery, inputs, dtype, tolerance) -> Pre
 
   with jax.enable_x64(dtype == 'float64'):
     old, x = jax.tree.map(cast, variables), jax.tree.map(cast, inputs)
-    both = jax.jit(lambda old, new, x: (before(old, x), after(new, x)))
-    a, b = (np.asarray(y) for y in both(old, surgery(old), x))
+    a, b = (np.asarray(y) for y in _both(before, after)(old, surgery(old), x))
   if a.dtype != dtype or b.dtype != dtype or a.shape != b.shape:
     raise AssertionError(f'outputs are {a.dtype}{list(a.shape)} and {b.dtype}{list(b.shape)}, '
                          f'not {dtype} of one shape')
