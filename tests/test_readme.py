@@ -35,6 +35,10 @@ SMALLER: Mapping[str, Sequence[str]] = {
     '--config.search.finalists=1', '--config.eafo.activations=relu,tanh,gelu'],
   'experiments.normalization_basics': [
     '--preset=smoke', '--config.parts=fast_variance', '--config.io.figures=false'],
+  'experiments.layernorm_removal': [
+    '--preset=smoke', '--config.small.bases=3', '--config.small.depth=1', '--config.small.dim=16',
+    '--config.arms=vanilla,ln_free', '--config.rate_factors=1', '--config.card_windows=8',
+    '--config.io.figures=false'],
   'experiments.gallery': ['--preset=smoke', '--config.activations=relu,gelu', '--config.norms=none,layer'],
   'experiments.mystudy': ['--preset=smoke', '--config.io.figures=false'],
   'launch.record': ['--allow_dirty'],  # the copy is under no version control
