@@ -1,7 +1,7 @@
 """Measures the engine against plain jax, against the floor and against its memory estimates.
 
-  python -m launch.benchmark [--parts=population,steps,single,overhead,memory,search] [--pairs=10]
-      [--full] [--quickstart=WORKDIR] [--out=FILE.json]
+  python -m launch.benchmark [--parts=population,steps,single,overhead,memory,search,gpt2]
+      [--pairs=10] [--full] [--quickstart=WORKDIR] [--out=FILE.json]
 
 Every speed ratio is the median of at least ten interleaved pairs, shown with its
 quartiles; the search's are of half as many, since a pair of theirs trains many candidates one by
@@ -26,7 +26,7 @@ from launch.study import atomic
 from launch.study import tables
 from model_lib.errors import UserError
 
-PARTS = ('population', 'steps', 'single', 'overhead', 'memory', 'search')
+PARTS = ('population', 'steps', 'single', 'overhead', 'memory', 'search', 'gpt2')
 MIN_PAIRS = 10
 _CALLS_PER_PAIR = 20  # a pair of single calls lasts 10 ms, and 200 cost no time
 
@@ -56,6 +56,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def measured(arguments: argparse.Namespace, say=lambda line: None) -> dict[str, list]:
   """{part: records} of the chosen parts."""
+  from launch.benchmark import gpt2
   from launch.benchmark import memory
   from launch.benchmark import search
   from launch.benchmark import speed
@@ -67,7 +68,8 @@ def measured(arguments: argparse.Namespace, say=lambda line: None) -> dict[str, 
       'overhead': lambda: speed.overhead(pairs),
       'memory': lambda: memory.memory(arguments.quickstart),
       # A pair trains 64 candidates one by one: half as many pairs.
-      'search': lambda: search.search(pairs // 2, arguments.full)}
+      'search': lambda: search.search(pairs // 2, arguments.full),
+      'gpt2': lambda: gpt2.gpt2(pairs)}
   found = {}
   for part in arguments.parts:
     say(f'measuring {part} ...')
