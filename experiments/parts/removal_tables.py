@@ -20,8 +20,8 @@ MODELS = ('base', 'vanilla', 'ln_free')
 def of_part(rows: pd.DataFrame, events: pd.DataFrame, where: str, config: Any,
             size: Any) -> list[Table]:
   """The tables of one part."""
-  return [arms_table(rows, where, config, size), swaps_table(rows, where),
-          events_table(events, where), losses_table(rows, where), card_table(rows, where),
+  return [arms_table(rows, where, config, size), course_table(rows, where, size),
+          swaps_table(rows, where), events_table(events, where), losses_table(rows, where), card_table(rows, where),
           places_table(rows, where)]
 
 
@@ -57,6 +57,25 @@ def arms_table(rows: pd.DataFrame, where: str, config: Any, size: Any) -> Table:
        f'{bigram:.4f}.',
        'Intervals over bases (with 3 of them the half width is 2.5 standard deviations); '
        'differences paired within a base. Runs that diverged are left out and counted.'])
+
+
+def course_table(rows: pd.DataFrame, where: str, size: Any) -> Table:
+  """ln_free against vanilla before the first event, after each group, and at the end."""
+  marks = {int(name.removeprefix('val_loss_at_')): name for name in rows
+           if name.startswith('val_loss_at_') and rows[name].notna().any()}
+  found = []
+  for step, column in [*sorted(marks.items()), (size.tune_steps, 'val_loss')]:
+    vanilla, free = (runs(rows, arm, column) for arm in ('vanilla', 'ln_free'))
+    paired = difference(free, vanilla)
+    found.append({'step': step, 'vanilla': vanilla.mean(), 'ln_free': free.mean(),
+                  'gap': paired.mean, 'interval': (paired.low, paired.high), 'n': paired.n})
+  return Table(f'Does the gap close? {where}', (
+      Column('step', 'steps done', format=integer()),
+      *(Column(arm, arm, 'nats', fixed(4)) for arm in ('vanilla', 'ln_free')),
+      Column('gap', 'difference', 'nats', fixed(4, signed=True)),
+      Column('interval', '95 %', format=interval(4, signed=True)),
+      Column('n', 'runs', format=integer())), found,
+      ['Validation loss before the first event, after the last one of each group, and at the end.'])
 
 
 def swaps_table(rows: pd.DataFrame, where: str) -> Table:
