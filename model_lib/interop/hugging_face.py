@@ -147,7 +147,7 @@ def not_stock(model: GPT2) -> str:
     return f'its activation is {model.activation!r}'
   if model.unembed_bias:
     return 'its unembedding has a bias'
-  for name in ('ffn_scale', 'attention_temperature'):
+  for name in ('ffn_scale', 'attention_temperature', 'entropy_regularized'):
     if getattr(model, name):
       return f'it has {name}'
   return ''

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from model_lib.errors import UserError
 from model_lib.models import adaptive_removal
+from model_lib.models import entropy_regularizer
 from model_lib.models import removable as sites
 from model_lib.models.activation_layer import ActivationLayer, branches, is_gated
 from model_lib.models.dense import STD, Dense, Unembedding, compute_dtype
@@ -61,6 +62,8 @@ class Settings(nn.Module):
       (arXiv 2410.13060).
     attention_temperature: attention logits are divided by a trained number per head and query
       position, from 1 (arXiv 2501.03489).
+    entropy_regularized: whether heads are held to trained shares of the largest entropy
+      (`models.entropy_regularizer`), with the weight and the margin of `hp`.
     remat: whether the backward pass computes each block again.
     unroll: layers per iteration of the loop over them; 0 for all.
     dtype: of the products; 'params': that of the parameters. Stream, norms and softmax are
@@ -90,6 +93,7 @@ class Settings(nn.Module):
   lora_rank: int = 0
   ffn_scale: bool = False
   attention_temperature: bool = False
+  entropy_regularized: bool = False
   remat: bool = False
   unroll: int = 0
   dtype: str = 'params'
@@ -107,8 +111,8 @@ class Attention(Settings):
   """Causal multi-head attention.
 
   Called with x_qk and x_v [B, T, D], which queries with keys, and values read; they may be one
-  array. Returns the output [B, T, D], z per head before c_proj [B, T, H, D/H], and the attention
-  weights [B, H, T, T].
+  array. Returns the output [B, T, D], z per head before c_proj [B, T, H, D/H], the attention
+  weights [B, H, T, T], and a term of the loss or None.
   """
 
   @nn.compact
@@ -128,11 +132,17 @@ class Attention(Settings):
       logits_bhts /= temperature[None, :, :length, None].astype(wide)
     seen_ts = jnp.tril(jnp.ones((length, length), bool))
     weights_bhts = jax.nn.softmax(jnp.where(seen_ts[None, None], logits_bhts, -jnp.inf), axis=-1)
+    term = None
+    if self.entropy_regularized:
+      theta = self.param('theta', nn.initializers.constant(entropy_regularizer.FIRST_SHARE),
+                         (self.heads,), jnp.float32)
+      term = read_hp(self, 'entropy_weight', 0.0) * entropy_regularizer.penalty(
+        weights_bhts, theta, read_hp(self, 'entropy_margin', 0.2))
     dropped = self.dropped(weights_bhts, train).astype(qkv.dtype)
     z_bthd = jnp.einsum('bhts,bshd->bthd', dropped, v_bshd)
     out, = Dense(dim, STD / math.sqrt(2 * self.depth), self.lora_rank, self.dtype,
                  name='c_proj')(z_bthd.reshape(batch, length, dim))
-    return self.dropped(out, train), z_bthd, weights_bhts
+    return self.dropped(out, train), z_bthd, weights_bhts, term
 
 
 class FeedForward(Settings):
@@ -180,8 +190,10 @@ class Block(Settings):
     settings = _settings(self)
     x = at('resid_pre', x)
     x_qk, *x_v = norm('ln_1', ('qk', 'v'), x)
-    attn_out, head_out, attention = Attention(**settings, name='attn')(
+    attn_out, head_out, attention, term = Attention(**settings, name='attn')(
       x_qk, x_v[0] if x_v else x_qk, self.train)
+    if term is not None:
+      aux.append(term / self.depth)  # a mean over layers
     found.update(head_out=head_out, attention=attention)
     x = x + at('attn_out', attn_out.astype(x.dtype))
     found['resid_mid'] = x
@@ -285,11 +297,12 @@ class GPT2(Settings):
     if 'resid_final' in edits:
       x = x + edits['resid_final'].astype(wide)
     (final,), sigma = _norm(self, 'ln_f', ('final',), x, control, train, self.final_norm)
+    terms = jnp.sum(aux)
     if control is not None:
-      weight = read_hp(self, 'aux_weight', 0.0)
       fixed = control.aux_target if self.target == 'fixed' else None
-      if train and not self.is_initializing():
-        self.sow('losses', 'aux', weight * sites.spread(sigma, counted_bt, fixed) + jnp.sum(aux))
+      terms = read_hp(self, 'aux_weight', 0.0) * sites.spread(sigma, counted_bt, fixed) + terms
+    if (control is not None or self.entropy_regularized) and train and not self.is_initializing():
+      self.sow('losses', 'aux', terms)
     logits = self._unembedded(final, wte.embedding)
     return (logits, {**found, 'resid_final': x, 'final': final}) if taps else logits
 
