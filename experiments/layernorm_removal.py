@@ -41,7 +41,8 @@ import json
 from pathlib import Path
 
 from experiments.measurements import layernorm_removal as measured
-from experiments.parts.removal_arms import ARMS, SCRATCHED, SWEPT, schedule_text
+from experiments.parts.removal_arms import (
+    ARMS, ENTROPY_WEIGHT, SCRATCHED, SWEPT, schedule_text)
 from launch.study import (
     DataRequest, EngineConfig, IoConfig, Measurement, Report, Run, Study, field, main)
 from launch.study.claims import Claim
@@ -279,10 +280,12 @@ def cohorts(config: Config):
 def scratch(config: Config, name: str, changes: Mapping[str, object]) -> Cohort:
   """One network of the part `scratch`."""
   rate = config.base_rate
+  hp = {'learning_rate': rate, 'weight_decay': config.weight_decay}
+  if changes.get('entropy_regularized'):
+    hp['entropy_weight'] = ENTROPY_WEIGHT
   members = tuple(
       Member({'part': 'scratch', 'phase': 'scratch', 'arm': name, 'base': s, 'lr_factor': 1.0,
-              'learning_rate': rate}, seed(config, SCRATCH, s), seed(config, SCRATCH, s), 0,
-             {'learning_rate': rate, 'weight_decay': config.weight_decay})
+              'learning_rate': rate}, seed(config, SCRATCH, s), seed(config, SCRATCH, s), 0, hp)
       for s in range(config.scratch_seeds))
   return Cohort(f'scratch-{name}', model(config, config.small, removable=False, **changes), members,
                 config.scratch_steps, config.batch_size, optimizer(config, 0.05, 0.1))

@@ -52,8 +52,13 @@ SCRATCHED: dict[str, Mapping[str, object]] = {  # names are those of the papers
     'SM+G': {'norm': 'none'}, 'SM+R': {'norm': 'none', 'activation': 'relu'},
     'SM': {'norm': 'none', 'activation': 'identity'},
     'SM+ScFuFFN': {'norm': 'none', 'activation': 'identity', 'ffn_scale': True},
+    'SM+ScFuFFN+EReg': {'norm': 'none', 'activation': 'identity', 'ffn_scale': True,
+                        'attention_temperature': True, 'entropy_regularized': True},
     'DyT': {'norm': 'dyt'},
 }
+# Of the entropy regularizer, whose penalty is a mean here. The published 1e-5 multiplies a sum over
+# examples and queries in the authors' code, some ten thousand of them.
+ENTROPY_WEIGHT = 0.1
 
 
 def schedule_text(arm: str, given: str) -> str:
