@@ -120,12 +120,16 @@ def _patch(model, changed, variables, block):
   def edited(edits):
     return metric(model.apply(variables, corrupt, train=False, edits=edits))
 
+  def corrupted(edits):
+    logits, taps = model.apply(variables, corrupt, train=False, taps=True, edits=edits)
+    start = metric(logits)
+    # A prompt's metric depends on its own run only, so the gradient of the sum holds each one's.
+    return start.sum(), (start, taps)
+
   clean_logits, clean_taps = model.apply(variables, clean, train=False, taps=True)
-  logits, taps = model.apply(variables, corrupt, train=False, taps=True)
-  start = metric(logits)
+  slope, (start, taps) = jax.grad(corrupted, has_aux=True)(
+      {site: jnp.zeros_like(clean_taps[site]) for site in SITES})
   change = {site: clean_taps[site] - taps[site] for site in SITES}
-  # A prompt's metric depends on its own run only, so the gradient of the sum holds each one's.
-  slope = jax.grad(lambda edits: edited(edits).sum())(jax.tree.map(jnp.zeros_like, change))
   attribution = {site: jnp.moveaxis(jnp.sum(slope[site] * change[site], -1), 1, 0)[..., changed:]
                  for site in SITES}
   depth, _, length, _ = change[SITES[0]].shape
