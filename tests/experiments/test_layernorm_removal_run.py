@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -14,16 +15,19 @@ import pandas as pd
 import pytest
 
 from experiments import layernorm_removal as study
+from experiments.measurements import layernorm_removal as measured
 from launch import export
 from launch.preemption import Preemption
-from launch.study import load_run, main
+from launch.study import datasets, load_run, main
 from launch.study.claims import NOT_TESTABLE, REPRODUCED, read_claims
 from launch.study.load import load_cohort
 from launch.study.workdir import Workdir
 from model_lib import models
+from model_lib.analysis import language_loss
 from model_lib.interop.hugging_face import load_gpt2, save_gpt2
 from tests import helpers
-from tests.launch import study_runs
+
+pytestmark = pytest.mark.usefixtures('unoptimized')
 
 # Compiling takes most of the time; nothing here compares two programs to the bit.
 QUICKLY = {'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true'}
@@ -110,19 +114,24 @@ def exported(workdir: Path, rows: pd.DataFrame, form: str, out: Path):
   with contextlib.redirect_stdout(said):
     assert export.main([str(workdir), f'--member={number}', f'--form={form}', f'--out={out}']) == 0
   model, variables, _ = load_run(workdir, number)
+  assert model.eot == 256  # that of separated bytes, and of the folder of given weights
   tokens = np.random.default_rng(1).integers(0, 257, (3, 32)).astype(np.int32)
-  return tokens, np.asarray(model.apply(variables, tokens, train=False)), said.getvalue()
+  return tokens, logits(model, variables, tokens), said.getvalue()
+
+
+def logits(model, variables, tokens: np.ndarray) -> np.ndarray:
+  return np.asarray(jax.jit(lambda v: model.apply(v, tokens, train=False))(variables))
 
 
 def test_the_folder_without_norms_is_the_trained_model(smoke, rows, tmp_path):
-  tokens, logits, said = exported(smoke, rows, 'fold', tmp_path / 'fold')
+  tokens, trained, said = exported(smoke, rows, 'fold', tmp_path / 'fold')
   assert 'operations that normalize: none' in said
   model, variables = load_gpt2(tmp_path / 'fold')
   assert model.norm == 'none' and 'ln_f' not in variables['params']
-  ours = np.asarray(model.apply(variables, tokens, train=False))
-  assert np.abs(ours - logits).max() <= 1e-4 * np.abs(logits).max()
+  ours = logits(model, variables, tokens)
+  assert np.abs(ours - trained).max() <= 1e-4 * np.abs(trained).max()
   other, others, _ = load_run(smoke, member(rows, 'vanilla'))
-  assert np.abs(np.asarray(other.apply(others, tokens, train=False)) - ours).max() > 1e-2
+  assert np.abs(logits(other, others, tokens) - ours).max() > 1e-2
   with contextlib.redirect_stderr(io.StringIO()) as said:
     assert export.main([str(smoke), f'--member={member(rows, "vanilla")}', '--form=fold',
                         f'--out={tmp_path / "none"}']) == 2
@@ -133,11 +142,11 @@ def test_the_folder_without_norms_is_the_trained_model(smoke, rows, tmp_path):
 def test_stock_transformers_computes_the_other_export(smoke, rows, tmp_path):
   import torch
   import transformers
-  tokens, logits, _ = exported(smoke, rows, 'trick', tmp_path / 'trick')
+  tokens, trained, _ = exported(smoke, rows, 'trick', tmp_path / 'trick')
   stock = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / 'trick').eval()
   with torch.no_grad():
     theirs = stock(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
-  assert np.abs(theirs - logits).max() <= 1e-4 * np.abs(logits).max()
+  assert np.abs(theirs - trained).max() <= 1e-4 * np.abs(trained).max()
 
 
 # Given weights.
@@ -237,10 +246,13 @@ def test_a_run_from_given_weights(weights, tmp_path):
   assert set(rows[rows.phase == 'tuned'].base) == {0, 1} and 'base' not in set(rows.phase)
   model, variables, config = load_run(workdir, member(rows, 'ln_free'))
   assert (model.dim, model.depth, model.length, model.mlp_ratio) == (24, 1, 48, 2)
+  # The base of the card is the folder's model: its loss by the windows of the study.
   stock, given = load_gpt2(weights)
-  # The base of the card is the folder's model.
-  tokens = np.zeros((1, 32), np.int32)
-  assert np.isfinite(np.asarray(stock.apply(given, tokens, train=False))).all()
+  config = dataclasses.replace(study.Config(), window=32, parts=('arms',))
+  tokens = measured.validation(datasets.load(study.data(config), ''), 16)
+  loss = language_loss.predict(stock, given, tokens).loss.mean()
+  own = rows[(rows.phase == 'losses') & (rows.arm == 'base') & (rows.measure == 'val_mean')]
+  assert own.value.to_numpy() == pytest.approx([loss], rel=1e-5)
   verdicts = {c['id']: c['verdict'] for c in read_claims(workdir / 'claims.json')}
   assert verdicts['sham_is_vanilla'] == verdicts['export_is_exact'] == REPRODUCED
   assert verdicts['removal_costs_little'] == NOT_TESTABLE
