@@ -30,7 +30,8 @@ def _everything(x):
       unit ** 20, x / positive - jnp.sum(x) + jnp.mean(x),
       x - jnp.max(x) + jnp.min(x), jnp.concatenate([x[5:], x[:5]]), x.reshape(4, 6).T.reshape(-1),
       jnp.squeeze(x[None]), jnp.arange(x.size, dtype=x.dtype), x == jnp.argmax(x),
-      jax.checkpoint(jnp.sin)(x)])
+      jax.checkpoint(jnp.sin)(x), *(f(x) for f in (jax.scipy.special.i0e, jax.scipy.special.i1e)),
+      jax.jvp(jnp.tanh, (x,), (jnp.ones_like(x),))[1]])
 
 
 def test_every_primitive_agrees_with_xla():
