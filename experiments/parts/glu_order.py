@@ -66,7 +66,7 @@ class Glu:
   fresh_seeds: int = field(6, 'Fresh seeds per arm.', low=2, high=MOST_SEEDS)
   copies: int = field(2, 'Copies of ReLU, each with seeds of its own, through the same selection.',
                       low=0, high=MOST_COPIES - 1)
-  steps: int = field(800, 'Optimizer steps per run.', low=1)
+  steps: int = field(600, 'Optimizer steps per run.', low=1)
   batch_size: int = field(16, 'Windows per step.', low=1)
 
 
