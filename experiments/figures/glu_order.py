@@ -26,7 +26,10 @@ def against_paper(losses: pd.DataFrame, in_paper: Mapping[str, float]) -> Figure
       mean = statistics.mean_interval(losses[arm].dropna().to_numpy())
       axes.plot([paper, paper], [mean.low, mean.high], color=plotting.BLUE, linewidth=1.6)
       axes.plot([paper], [mean.mean], 'o', color=plotting.BLUE, markersize=4)
-      axes.annotate(arm, (paper, mean.mean), xytext=(5, 3), textcoords='offset points', fontsize=8)
+      # The name stands on the side that is free.
+      left = any(0 < other - paper < 0.005 for name, other in in_paper.items() if name in losses)
+      axes.annotate(arm, (paper, mean.mean), xytext=(-5 if left else 5, 3), fontsize=8,
+                    textcoords='offset points', ha='right' if left else 'left')
     axes.margins(x=0.2)
     axes.set_xlabel('T5-base on C4, Shazeer 2020 (nats per subword)')
     axes.set_ylabel('test log-loss here (nats per byte)')
