@@ -26,7 +26,8 @@ wide: base, vanilla and ln_free of one seed at a width above the 257 tokens, whe
 has a null space.
 
 scratch: networks without norms trained from the start (Jha and Reagen 2024, arXiv:2410.13060, and
-2025, arXiv:2501.03489): with LayerNorm or without, GELU, ReLU or neither, and scaled branches.
+2025, arXiv:2501.03489): with LayerNorm or without, GELU, ReLU or neither, scaled branches, and an
+entropy regularizer.
 
 With --config.weights=FOLDER the base is a GPT-2 in Hugging Face's format, which decides the sizes
 of the model, and nothing is trained before; the preset `paper` is the published recipe on such a

@@ -8,7 +8,8 @@ from typing import Any
 from model_lib.errors import UserError
 
 DECIDED = ('vocab', 'length', 'dim', 'depth', 'heads', 'mlp_ratio', 'activation', 'norm', 'eps',
-           'tied', 'unembed_bias', 'ffn_scale', 'attention_temperature', 'eot')
+           'tied', 'unembed_bias', 'ffn_scale', 'attention_temperature', 'entropy_regularized',
+           'eot')
 GIB = 2 ** 30
 
 
