@@ -30,8 +30,9 @@ scratch: networks without norms trained from the start (Jha and Reagen 2024, arX
 entropy regularizer.
 
 With --config.weights=FOLDER the base is a GPT-2 in Hugging Face's format, which decides the sizes
-of the model, and nothing is trained before; the preset `paper` is the published recipe on such a
-model. `python -m launch.export` writes what comes out as such a folder again.
+of the model, and nothing is trained before; the presets `paper`, `paper_medium`, `paper_large` and
+`paper_xl` are the published recipes of GPT-2's sizes on a text in its tokens. `python -m
+launch.export` writes what comes out as such a folder again.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from pathlib import Path
 
 from experiments.measurements import layernorm_removal as measured
 from experiments.parts.removal_arms import (
-    ARMS, ENTROPY_WEIGHT, SCRATCHED, SWEPT, schedule_text)
+    ARMS, ENTROPY_WEIGHT, PUBLISHED, SCRATCHED, SWEPT, schedule_text)
 from launch.study import (
     DataRequest, EngineConfig, IoConfig, Measurement, Report, Run, Study, field, main)
 from launch.study.claims import Claim
@@ -127,13 +128,11 @@ PRESETS = {
             'window': 512, 'batch_size': 32, 'dtype': 'bfloat16', 'arms': tuple(ARMS)[:8],
             'small.dim': 512, 'small.depth': 8, 'small.heads': 8, 'small.base_steps': 3000,
             'small.tune_steps': 300, 'base_rate': 6e-4, 'rate_factors': (0.5, 1.0, 2.0)},
-    # The recipe of Small on local weights, on a text in GPT-2's byte pairs; the others: `recipes`.
-    'paper': {'parts': ('arms',), 'dataset': 'text-openwebtext', 'shifted': '', 'separated': False,
-              'weights': 'gpt2', 'arms': ('vanilla', 'ln_free', 'no_aux', 'at_once', 'keep_final'),
-              'rate_factors': (1.0,), 'window': 1024, 'batch_size': 512, 'micro_batches': 16,
-              'small.bases': 1, 'small.tune_steps': 300, 'warmup': 25 / 300,
-              'schedule': 'paper(size=small)', 'dropout': 0.1, 'dtype': 'bfloat16', 'remat': True,
-              'unroll': 1, 'card_windows': 64},
+    **{name: {'parts': ('arms',), 'dataset': 'text-openwebtext', 'shifted': '', 'separated': False,
+              'arms': ('vanilla', 'ln_free', 'no_aux', 'at_once', 'keep_final'),
+              'rate_factors': (1.0,), 'window': 1024, 'small.bases': 1, 'dropout': 0.1,
+              'dtype': 'bfloat16', 'remat': True, 'unroll': 1, 'card_windows': 64, **recipe}
+       for name, recipe in PUBLISHED.items()},
 }
 
 

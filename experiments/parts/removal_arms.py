@@ -1,4 +1,4 @@
-"""The arms of the study of LayerNorm removal: ways to fine-tune, and networks without norms."""
+"""The arms of the study of LayerNorm removal, its networks without norms, the published recipes."""
 
 from __future__ import annotations
 
@@ -59,6 +59,25 @@ SCRATCHED: dict[str, Mapping[str, object]] = {  # names are those of the papers
 # Of the entropy regularizer, whose penalty is a mean here. The published 1e-5 multiplies a sum over
 # examples and queries in the authors' code, some ten thousand of them.
 ENTROPY_WEIGHT = 0.1
+
+
+def published(size: str, steps: int, horizon: int, warmup: int, rate: float, least: float,
+              micro_batch: int, parts: int, aux_weight: float, ema: float) -> dict[str, object]:
+  """The changes of a preset for a column of Tables 3 and 4 of arXiv:2507.02559."""
+  return {'weights': 'gpt2' if size == 'small' else f'gpt2-{size}',
+          'schedule': f'paper(size={size})', 'small.tune_steps': steps, 'horizon': horizon,
+          'warmup': warmup / steps, 'tune_rate': rate, 'final_rate': least / rate,
+          'batch_size': micro_batch * parts, 'micro_batches': parts, 'aux_weight': aux_weight,
+          'ema': ema}
+
+
+# The same numbers as in `model_lib.transforms.recipes`, which a config without jax cannot read.
+PUBLISHED = {
+    'paper': published('small', 300, 300, 25, 6e-4, 3e-4, 32, 16, 0.1, 0.9),
+    'paper_medium': published('medium', 500, 500, 10, 6e-4, 3e-4, 22, 23, 0.1, 0.9),
+    'paper_large': published('large', 600, 1200, 15, 3e-4, 4e-5, 28, 18, 0.03, 0.9 ** (28 / 32)),
+    'paper_xl': published('xl', 800, 1200, 20, 1e-4, 2e-5, 18, 28, 0.01, 0.9 ** (18 / 32)),
+}
 
 
 def schedule_text(arm: str, given: str) -> str:

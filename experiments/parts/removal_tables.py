@@ -21,8 +21,8 @@ def of_part(rows: pd.DataFrame, events: pd.DataFrame, where: str, config: Any,
             size: Any) -> list[Table]:
   """The tables of one part."""
   return [arms_table(rows, where, config, size), course_table(rows, where, size),
-          swaps_table(rows, where), events_table(events, where), losses_table(rows, where), card_table(rows, where),
-          places_table(rows, where)]
+          swaps_table(rows, where), events_table(events, where), losses_table(rows, where),
+          card_table(rows, where), places_table(rows, where)]
 
 
 def arms_table(rows: pd.DataFrame, where: str, config: Any, size: Any) -> Table:
@@ -213,7 +213,8 @@ def scratch_table(rows: pd.DataFrame, dataset: str, config: Any) -> Table:
       Column('gap_interval', '95 %', format=interval(4, signed=True)),
       Column('diverged', 'diverged', format=integer()), Column('n', 'seeds', format=integer())),
       found, ['One learning rate for all. SM: attention and linear feed-forward layers; LN: '
-              'LayerNorm; G, R: GELU, ReLU; ScFuFFN: scaled branches.'])
+              'LayerNorm; G, R: GELU, ReLU; ScFuFFN: scaled branches; EReg: the entropy '
+              'regularizer.'])
 
 
 def published_table() -> Table:

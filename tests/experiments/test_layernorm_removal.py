@@ -11,13 +11,15 @@ import pytest
 
 from experiments import layernorm_removal as study
 from experiments.measurements import layernorm_removal as measured
-from experiments.parts import removal, removal_rows, removal_tables
+from experiments.parts import removal, removal_rows, removal_tables, removal_weights
 from launch.study import config as config_lib
 from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED
 from launch.study.preview import expected_cohorts
 from launch.study.study import Measurement, Run
 from model_lib.errors import UserError
 from model_lib.models.removable import NEVER
+from model_lib.training.state import schedule
+from model_lib.transforms.recipes import PAPER
 
 
 def resolved(preset: str = 'cpu', **changes: object) -> study.Config:
@@ -82,6 +84,32 @@ def test_presets_can_be_planned():
     assert cohorts(config)
   scratch = cohorts(resolved(parts=('scratch',)))
   assert {c.members[0].tags['arm'] for c in scratch.values()} == set(study.SCRATCHED)
+
+
+@pytest.mark.parametrize('size', PAPER)
+def test_the_presets_of_the_paper_are_its_recipes(size, monkeypatch):
+  recipe = PAPER[size]
+  sizes = {'dim': recipe.dim, 'depth': recipe.depth, 'heads': recipe.heads, 'vocab': 50257,
+           'length': 1024, 'eot': 50256}
+  monkeypatch.setattr(removal_weights, 'attributes', lambda folder: sizes)
+  config = resolved('paper' if size == 'small' else f'paper_{size}')
+  study.check(config)
+  asked = cohorts(config)
+  cohort = asked['arms-tuned']
+  assert (cohort.steps, cohort.batch_size) == (recipe.steps, recipe.tokens_per_step // 1024)
+  assert cohort.model.arguments | sizes | {'dropout': 0.1, 'remat': True} == cohort.model.arguments
+  spec = cohort.optimizer
+  assert (spec.micro_batches, spec.horizon, spec.clip) == (recipe.accumulation, recipe.horizon, 1.0)
+  free = next(m.hp for m in cohort.members if m.tags['arm'] == 'ln_free')
+  assert free['aux_weight'] == recipe.aux_weight and free['ema'] == recipe.ema
+  assert free['calls_per_step'] == recipe.accumulation and free['weight_decay'] == 0.01
+  assert free['event_mlp'] == tuple(
+      recipe.start + i * recipe.gap_mlp for i in range(recipe.depth))
+  factor = schedule(spec, cohort.steps)
+  rates = [recipe.peak_rate * float(factor(step)) for step in (0, recipe.warmup, recipe.horizon)]
+  expected = (recipe.peak_rate / recipe.warmup, recipe.peak_rate, recipe.minimum_rate)
+  assert rates == pytest.approx(expected, rel=1e-5)
+  assert 'arms-base' not in asked and cohort.start == f'weights:{config.weights}'
 
 
 @pytest.mark.parametrize('changes, line', [

@@ -83,8 +83,9 @@ def test_a_smoke_run_says_all_that_the_study_says(smoke, rows):
   wrong = values[~np.isfinite(values.value)]
   assert set(wrong.measure) <= {'best_temperature'}, wrong
   table = (smoke / 'table.md').read_text()
-  for title in ('LayerNorm removal', 'Does the gap close?', 'All norms replaced', 'Spikes of the training loss',
-                'Losses of single tokens', 'Report card', 'By place', 'GPT-2 in the paper'):
+  for title in ('LayerNorm removal', 'Does the gap close?', 'All norms replaced',
+                'Spikes of the training loss', 'Losses of single tokens', 'Report card', 'By place',
+                'GPT-2 in the paper'):
     assert f'### {title}' in table
 
 
