@@ -128,7 +128,7 @@ def save_gpt2(path: str | os.PathLike[str], model: GPT2, variables: Mapping[str,
     kernel = leaf.replace('lora_a', 'kernel')
     a, b = params.pop(leaf), params.pop(leaf.replace('lora_a', 'lora_b'))
     params[kernel] = (params[kernel] + a @ b).astype(params[kernel].dtype)
-  model = model.clone(lora_rank=0, removable=False)
+  model = model.clone(lora_rank=0, removable=False, adaptive=0)
   tensors = {}
   for leaf, value in params.items():
     value = value.T if leaf == 'lm_head/kernel' else value
@@ -145,6 +145,8 @@ def not_stock(model: GPT2) -> str:
     return f'its norm is {model.norm!r}'
   if model.activation not in _ACTIVATIONS.values():
     return f'its activation is {model.activation!r}'
+  if model.final_norm:
+    return f'its final norm is {model.final_norm!r}'
   if model.unembed_bias:
     return 'its unembedding has a bias'
   for name in ('ffn_scale', 'attention_temperature', 'entropy_regularized'):
