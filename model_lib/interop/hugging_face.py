@@ -136,7 +136,8 @@ def save_gpt2(path: str | os.PathLike[str], model: GPT2, variables: Mapping[str,
       full = name if name.startswith('lm_head') else _PREFIX + name
       tensors[full] = value[i] if leaf.startswith('h/') else value
   stock = not not_stock(model)
-  write(path, _config(model, stock), STOCK_FILE if stock else OWN_FILE, tensors)
+  write(path, _config(model, stock), STOCK_FILE if stock else OWN_FILE, tensors,
+        (STOCK_FILE, OWN_FILE))
 
 
 def not_stock(model: GPT2) -> str:

@@ -100,10 +100,11 @@ class TensorFolder:
 
 
 def write(path: str | os.PathLike[str], config: Mapping[str, Any], file: str,
-          tensors: Mapping[str, np.ndarray]) -> None:
+          tensors: Mapping[str, np.ndarray], replaced: tuple[str, ...] = ()) -> None:
   """Writes a folder, each file under a temporary name first.
 
-  The config comes last, and an old one goes first: a folder with a config is complete.
+  The config comes last, and an old one goes first: a folder with a config is complete. `replaced`
+  names the files that the folder may have held its tensors in before, which go.
 
   Raises:
     UserError: the system refuses; the message names the path.
@@ -117,6 +118,8 @@ def write(path: str | os.PathLike[str], config: Mapping[str, Any], file: str,
       {name: np.asarray(value, order='C') for name, value in tensors.items()}, temporary,
       metadata={'format': 'pt'})
     (path / CONFIG).unlink(missing_ok=True)
+    for name in replaced:
+      (path / name).unlink(missing_ok=True)
     os.replace(temporary, path / file)
     temporary = path / f'.{CONFIG}.partial'
     temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + '\n', encoding='utf-8')
