@@ -17,6 +17,7 @@ from launch.study import Given
 SHIFTED = 'shifted'
 MODELS = ('base', 'vanilla', 'ln_free')
 TOP, DRAWS = 3, 5  # confidence neurons, and sets of other neurons of equal norm
+BYTES = (256, 257)  # sizes of a vocabulary of bytes, without and with a separator
 PAIRS, MOST_LETTERS = 48, 24  # of the copying task of attribution patching
 UNSEEN_WINDOWS = 64
 Row = dict[str, Any]
@@ -327,9 +328,24 @@ def gates(variables: Mapping) -> dict[str, float]:
   return of_model(variables)
 
 
+def patching(models: Mapping[str, tuple[Any, dict]], length: int, of) -> Iterator[Row]:
+  """Attribution patching against activation patching, on letters to be copied."""
+  from model_lib.analysis import attribution_patching
+  pairs = attribution_patching.copy_pairs(PAIRS, 2 * min(MOST_LETTERS, length // 2) - 1)
+  patches = {name: attribution_patching.patch(*network, pairs) for name, network in models.items()}
+  for name, found in patches.items():
+    yield of(name, 'patching_total', found.total.mean())
+  for site in attribution_patching.SITES:
+    for name, found in patches.items():
+      error = attribution_patching.error(found, site, 'all')
+      yield of(name, 'patching_error', error.mean(), place=site)
+    paired = attribution_patching.compare(patches['vanilla'], patches['ln_free'], site)
+    yield of('ln_free', 'patching_gain', 0, paired.difference, place=site, p=paired.p)
+
+
 def compared(models: Mapping[str, tuple[Any, dict]], tokens: np.ndarray) -> Iterator[Row]:
   """What is measured on several networks of one base, and on the export of ln_free."""
-  from model_lib.analysis import attribution, attribution_patching, language_loss
+  from model_lib.analysis import attribution, language_loss
   from model_lib.transforms import gpt2_export
 
   def of(arm, measure, value, interval=None, **more):
@@ -341,16 +357,8 @@ def compared(models: Mapping[str, tuple[Any, dict]], tokens: np.ndarray) -> Iter
     for b in names[i + 1:]:
       found = language_loss.divergence(models[a], models[b], tokens)
       yield of(b, 'divergence', found.mean(), place=a)
-  pairs = attribution_patching.copy_pairs(
-      PAIRS, 2 * min(MOST_LETTERS, tokens.shape[1] // 2) - 1)
-  patches = {name: attribution_patching.patch(*models[name], pairs) for name in names}
-  for site in attribution_patching.SITES:
-    for name in names:
-      error = attribution_patching.error(patches[name], site, 'all')
-      yield of(name, 'patching_error', error.mean(), place=site)
-    paired = attribution_patching.compare(patches['vanilla'], patches['ln_free'], site)
-    yield of('ln_free', 'patching_gain', 0, paired.difference, place=site, p=paired.p)
-
+  if models['ln_free'][0].vocab in BYTES:  # the prompts are letters as bytes
+    yield from patching(models, tokens.shape[1], of)
   model, variables = models['ln_free']
   exported = gpt2_export.fold(model, variables, tokens[:16])
   for dtype in ('float32', 'float64'):

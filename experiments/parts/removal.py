@@ -19,6 +19,8 @@ from model_lib.analysis import statistics
 MARGIN = 0.3  # nats that a base must lie below a bigram model
 MIN_BASES = 3
 LITTLE = BREAKS = 0.1  # nats
+BROKEN = 0.5
+SAME, MIN_COPIED = 0.1, 0.5  # of the whole effect; logits
 EXACT_NMAE, REAL_NMAE = 0.01, 5.0  # percent
 LIKE = 0.95  # cosine
 FOLD_FLOAT32, FOLD_FLOAT64 = 1e-4, 1e-11  # of the largest logit
@@ -104,6 +106,8 @@ def outcomes(rows: pd.DataFrame, events: pd.DataFrame,
       other = difference(runs(rows, 'reversed'), runs(rows, 'ln_free'))
       note = f'reverse order {other.mean:+.4f} [{other.low:+.4f}, {other.high:+.4f}]'
     found['at_once_ends_worse'] = decided(ends, ends.low > 0, note)
+    broken = difference(runs(rows, 'at_once'), runs(rows, 'vanilla'))
+    found['at_once_breaks'] = decided(broken, broken.low >= BROKEN, problem=even(rows))
   if apart:
     count, _ = apart['sham']
     others = {arm: value for arm, value in apart.items() if arm != 'sham'}
@@ -112,6 +116,14 @@ def outcomes(rows: pd.DataFrame, events: pd.DataFrame,
         None, None, '; '.join(f'{arm} differs in {n}, first at step {step}'
                               for arm, (n, step) in others.items()))
   return found | card_outcomes(rows, decided, over)
+
+
+def even(rows: pd.DataFrame) -> str:
+  """Why nothing can be said of models with a large norm at position 0, or ''."""
+  lowest = numbers(rows, 'card', 'base', 'position_0_ratio').groupby('base').value.max().min()
+  return '' if lowest >= MIN_RATIO else (
+      f'the norm at position 0 is at most {lowest:.2f} times that elsewhere in a base, at least '
+      f'{MIN_RATIO:g} are needed')
 
 
 def worst(values: pd.Series, of: Callable = np.max) -> float:
@@ -127,7 +139,7 @@ def card_outcomes(rows: pd.DataFrame, decided, over) -> dict[str, Outcome]:
   found = {}
   ece = {arm: of(arm, 'ece_10').value for arm in MODELS}
   own, other = (difference(ece[a], ece['vanilla']) for a in ('ln_free', 'base'))
-  found['over_confident'] = decided(own, own.low > 0, f'base minus vanilla {other.mean:+.4f}')
+  found['worse_calibrated'] = decided(own, own.low > 0, f'base minus vanilla {other.mean:+.4f}')
 
   nmae = {arm: of(arm, 'nmae_pooled').value for arm in (*MODELS, 'folded')}
   found['attribution_is_exact'] = Outcome(
@@ -138,18 +150,20 @@ def card_outcomes(rows: pd.DataFrame, decided, over) -> dict[str, Outcome]:
       f'exported {nmae["folded"].max():.2g} %')
 
   gain = of('ln_free', 'patching_gain', place='resid_pre')
-  found['patching_is_no_better'] = decided(
-      over(gain.value), bool(((gain.low <= 0) & (gain.high >= 0)).all()),
-      'sign tests over prompts: p ' + ', '.join(f'{p:.2g}' for p in gain.p))
+  if len(gain):  # of bytes
+    copied = of('base', 'patching_total').value.min()
+    found['patching_is_no_better'] = decided(
+        over(gain.value), bool(((gain.low >= -SAME) & (gain.high <= SAME)).all()),
+        'sign tests over prompts: p ' + ', '.join(f'{p:.2g}' for p in gain.p),
+        '' if copied >= MIN_COPIED else f'in a base the logit difference changes by {copied:.2f} '
+        f'between the prompts, at least {MIN_COPIED:g} are needed')
 
   ratio = {arm: of(arm, 'position_0_ratio').groupby('base').value.max() for arm in MODELS}
-  lowest = ratio['base'].min()
   shrunk = ratio['ln_free'] / ratio['base']
   found['position_0_shrinks'] = decided(
       over(shrunk), (shrunk <= 0.5).all(),
       f'vanilla over base {(ratio["vanilla"] / ratio["base"]).mean():.2f}',
-      '' if lowest >= MIN_RATIO else f'the norm at position 0 is {lowest:.2f} times that '
-      f'elsewhere, at least {MIN_RATIO:g} are needed')
+      even(rows))
 
   sink = {arm: of(arm, 'sink_rate_query').value for arm in MODELS}
   own, other = (difference(sink[a], sink['vanilla']) for a in ('ln_free', 'base'))
