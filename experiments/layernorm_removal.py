@@ -141,7 +141,7 @@ def data(config: Config) -> DataRequest:
   common = dict(eval_batch=16, eval_most=config.eval_windows, window=config.window, kind='tokens',
                 separated=config.separated)
   beside = ((SHIFTED, DataRequest(config.shifted, **common)),) if config.shifted else ()
-  return DataRequest(config.dataset, beside=beside, **common)
+  return DataRequest(config.dataset, beside=beside, weights=config.weights, **common)
 
 
 def sized(config: Config, part: str) -> Size:

@@ -6,6 +6,8 @@ Here `data` (files, splits, feeds) meets `model_lib.training` (tasks, batch orde
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,6 +91,8 @@ class StudyData:
   def hashes(self) -> dict[str, str]:
     """Name of each data set, those beside included, and the hash of its content."""
     found = {self.dataset.name: self.dataset.sha256}
+    if self.request.weights:
+      found[f'weights {self.request.weights}'] = folder_sha256(self.request.weights)
     for other in self.beside.values():
       found |= other.hashes()
     return found
@@ -185,6 +189,24 @@ class StudyData:
     stream = _PaddedStream(source, order, cohort, arrays)
     return Prepared(task, stream, stream.shapes, constant, routes, len(pairs), sets,
                     stream.steps_per_call)
+
+
+def folder_sha256(folder: str) -> str:
+  """Hash of the names and contents of a folder's config.json and *.safetensors files.
+
+  Raises:
+    UserError: a file cannot be read.
+  """
+  whole = hashlib.sha256()
+  path = pathlib.Path(folder)
+  for file in sorted((*path.glob('config.json'), *path.glob('*.safetensors'))):
+    try:
+      with open(file, 'rb') as f:
+        content = hashlib.file_digest(f, 'sha256').digest()
+    except OSError as e:
+      raise UserError(f'{file}: cannot be read ({e.strerror})') from e
+    whole.update(file.name.encode() + b'\0' + content)
+  return whole.hexdigest()
 
 
 def load(request: DataRequest | None, data_dir: str) -> StudyData | None:

@@ -18,6 +18,8 @@ class DataRequest:
     window: tokens per example, for text.
     kind: what the study's models read, 'images' or 'tokens' (text).
     separated: of text, whether a token of its own stands behind every document.
+    weights: folder of a network that the study begins from, whose files count as data: other ones
+      on resume are refused; '' for none.
     beside: further data, by the names under which cohorts ask for it (`Cohort.data`).
   """
 
@@ -29,6 +31,7 @@ class DataRequest:
   window: int = 128
   kind: str = 'images'
   separated: bool = False
+  weights: str = ''
   beside: tuple[tuple[str, DataRequest], ...] = ()
 
   def __post_init__(self):

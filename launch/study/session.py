@@ -78,9 +78,10 @@ def run(study: Study, record: Record, workdir: Workdir, preemption: Preemption,
   record.engine = {'cpu_threads': threads, 'device_kind': device.device_kind,
                    'devices': 1, **record.engine}
   record.data = {'name': data.dataset.name, 'sha256': data.dataset.sha256} if data else {}
-  if data and data.beside:
-    record.data['beside'] = {name: sha256 for name, sha256 in data.hashes().items()
-                             if name != data.dataset.name}
+  others = {name: sha256 for name, sha256 in data.hashes().items()
+            if name != data.dataset.name} if data else {}
+  if others:
+    record.data['beside'] = others
   if workdir.status.exists():
     # Before config.json has an extension: a kill in between must not leave it beside 'done'.
     workdir.write_status('running')

@@ -61,7 +61,7 @@ class Settings(nn.Module):
     ffn_scale: the stream becomes beta x + FFN(x) / alpha with trained alpha, beta from 1
       (arXiv 2410.13060).
     attention_temperature: attention logits are divided by a trained number per head and query
-      position, from 1 (arXiv 2501.03489).
+      position, from 1 (arXiv 2501.03489 starts at 0.01 and 0.1).
     entropy_regularized: whether heads are held to trained shares of the largest entropy
       (`models.entropy_regularizer`), with the weight and the margin of `hp`.
     remat: whether the backward pass computes each block again.

@@ -231,3 +231,16 @@ def test_text(data_dir, tmp_path):
   assert 3.0 < entropy < 3.5  # nats per byte; a uniform guess costs log 256 = 5.5
   assert losses[0][-1] < entropy - 0.3 and losses[0][-1] < losses[0][0] - 0.5
   assert min(losses[1]) > 5.0  # without a learning rate nothing is learned
+
+
+def test_given_weights_count_as_data(data_dir, tmp_path):
+  (tmp_path / 'config.json').write_text('{}')
+  (tmp_path / 'model.safetensors').write_bytes(b'weights')
+  (tmp_path / 'README.md').write_text('other')
+  request = DataRequest('digits', weights=str(tmp_path))
+  first = datasets.load(request, '').hashes()
+  assert first.keys() == {'digits', f'weights {tmp_path}'}
+  (tmp_path / 'README.md').write_text('another')
+  assert datasets.load(request, '').hashes() == first
+  (tmp_path / 'model.safetensors').write_bytes(b'weightz')
+  assert datasets.load(request, '').hashes() != first
