@@ -15,7 +15,11 @@ _EXAMPLES = 512
 
 
 def measure_criterion(given: Given, activations: Sequence[str]) -> list[dict[str, Any]]:
-  """Entropies of every activation under N(0, 1) in all conventions."""
+  """Entropies of every activation under N(0, 1) in all conventions.
+
+  One without them (not finite in the range, or over more bins than there may be) gives a row of the
+  phase `left_out` with the reason.
+  """
   from model_lib.analysis.entropy_ranking import criterion
   from model_lib.errors import UserError
   del given
@@ -24,8 +28,9 @@ def measure_criterion(given: Given, activations: Sequence[str]) -> list[dict[str
     try:
       rows.append({'part': 'eafo', 'phase': 'criterion', 'activation': activation,
                    **criterion(activation).row()})
-    except UserError:  # a range of too many bins: this one is not ranked
-      continue
+    except UserError as e:
+      rows.append({'part': 'eafo', 'phase': 'left_out', 'activation': activation,
+                   'reason': str(e)})
   return rows
 
 

@@ -229,6 +229,9 @@ def criterion_table(config: Any, rows: pd.DataFrame, dataset: str) -> Table:
   listed = [{'convention': name, 'tau': tau, 'interval': (low, high)}
             for name, (tau, low, high) in [*taus.items(), ('primary, permuted losses', control)]]
   whole = len(losses(rows))
+  left = rows[rows.phase == 'left_out']
+  without = [f'Without an entropy: {", ".join(left.activation)} ({left.reason.iloc[0]}).'] if len(
+      left) else []
   return Table(
       f'Entropy of the activated distribution against the test loss on {dataset}', (
           Column('convention', 'entropy', right=False),
@@ -240,7 +243,7 @@ def criterion_table(config: Any, rows: pd.DataFrame, dataset: str) -> Table:
        'primary: plug-in entropy of f / sd f on bins of 0.1. fine: on bins of 0.01. monotone: '
        'H(U) + E log |f\'|, which is that of f only where f is strictly monotone. raw, var, rms: of '
        'f, f / sd f, f over its root mean square.',
-       f'Split-half tau of the losses: {ceiling:.3f}.'])
+       f'Split-half tau of the losses: {ceiling:.3f}.', *without])
 
 
 def sign_table(config: Any, rows: pd.DataFrame, dataset: str) -> Table:

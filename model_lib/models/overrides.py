@@ -41,7 +41,14 @@ class _Step:
 
 
 def resolved(model) -> tuple[Site, ...]:
-  """The sites of a model with its overrides in place; UserError as `apply`."""
+  """The sites of a model with its overrides in place.
+
+  Raises:
+    UserError: as `apply`, or the model has no sites.
+  """
+  if not hasattr(model, 'sites'):
+    raise UserError(f'{type(model).__name__} has no sites: its activation and norms are set by its '
+                    'own attributes, and it takes no candidate and no overrides')
   return apply(model.sites(), model.overrides)
 
 

@@ -68,7 +68,7 @@ def wiring(model, params) -> tuple[NormSite, ...]:
   makers = {'MLP': _mlp, 'ViT': _transformer, 'GPT': _transformer}
   if kind not in makers:
     raise UserError(f'surgery knows the wiring of mlp, vit and gpt, not of {kind}; '
-                    'describe it as a list of NormSite')
+                    'describe it as a list of NormSite; that of gpt2 is `gpt2_wiring`')
   if getattr(model, 'overrides', ()):
     raise UserError(f'surgery: the model has overrides ({model.overrides[0]!r}); '
                     'describe its wiring as a list of NormSite')

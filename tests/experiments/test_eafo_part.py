@@ -99,3 +99,10 @@ def test_the_cohorts():
   assert not {m.seed for m in ranking.members} & {m.seed for m in signs[0].members}
   assert [cohort.model.arguments['activation'] for cohort in signs[:3]] == [
       'crrelu(epsilon=0.01)', 'crrelu(epsilon=0.0)', 'crrelu(epsilon=-0.01)']
+
+
+def test_an_activation_without_an_entropy_is_left_out_with_its_reason():
+  from experiments.measurements.entropy import measure_criterion
+  ranked, left = measure_criterion(None, ['tanh', 'softmax'])
+  assert ranked['phase'] == 'criterion' and ranked['activation'] == 'tanh'
+  assert left['phase'] == 'left_out' and 'softmax' in left['reason']

@@ -128,3 +128,8 @@ def test_sites() -> None:
     'blocks.0.mlp.activation': 'relu^2', 'blocks.1.attention.norm': 'post:rms',
     'blocks.1.mlp.norm': 'post:rms', 'blocks.1.mlp.activation': 'gelu',
     'final.norm': 'layer(eps=1e-05)'}
+
+
+def test_a_model_without_sites_says_so() -> None:
+  with pytest.raises(UserError, match='GPT2 has no sites'):
+    models.sites(models.build('gpt2'))
