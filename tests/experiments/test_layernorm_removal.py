@@ -35,7 +35,7 @@ def cohorts(config: study.Config) -> dict[str, Any]:
 
 
 def test_arms_of_a_base_differ_in_what_they_say_and_in_nothing_else():
-  asked = cohorts(resolved())
+  asked = cohorts(resolved(arms=tuple(study.ARMS)))
   members = {(m.tags['arm'], m.tags['base'], m.tags['lr_factor']): m for item in asked.values()
              if not isinstance(item, Measurement) and item.name.startswith('arms-')
              for m in item.members if m.tags['phase'] == 'tuned'}
