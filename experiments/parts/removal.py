@@ -153,7 +153,7 @@ def card_outcomes(rows: pd.DataFrame, decided, over) -> dict[str, Outcome]:
   if len(gain):  # of bytes
     copied = of('base', 'patching_total').value.min()
     found['patching_is_no_better'] = decided(
-        over(gain.value), bool(((gain.low >= -SAME) & (gain.high <= SAME)).all()),
+        over(gain.value), bool((gain.high <= SAME).all()),
         'sign tests over prompts: p ' + ', '.join(f'{p:.2g}' for p in gain.p),
         '' if copied >= MIN_COPIED else f'in a base the logit difference changes by {copied:.2f} '
         f'between the prompts, at least {MIN_COPIED:g} are needed')
