@@ -11,9 +11,9 @@ gradient's (`Tensor.gradient` m_L^-alpha) and B the factor of the std, the learn
 
 and the standard row has 1 everywhere. Adam's, SGD's and the width factor of the third line are the
 sources' (`scaled_rows`). Derived here: the depth factor of the third line, and muon's: an update
-whose singular values are 1 moves an output by at most (n_in / n_out)^1/2 rms(input), so it has
-to grow as (r_out / r_in)^1/2 where an update of aligned entries U = 1 / r_in does not. It is for the
-orthogonal update itself (`optax.contrib.scale_by_muon`), without a factor for the shape.
+whose singular values are 1 moves an output by up to (n_in / n_out)^1/2 rms(input), so with muP it
+has to grow as (r_out / r_in)^1/2. That is for the orthogonal update itself, as from
+`optax.contrib.scale_by_muon`, without a further factor for the matrix's shape.
 
 Momentum, betas, schedules and the global norm for clipping do not change with width; with depth
 the gradient's norm of the whole stack goes as m_L^(1/2 - alpha).
@@ -133,3 +133,22 @@ def init_gain(label: Label, found: Factors, fan_in_power: float = -0.5) -> float
   base model times `found.init_std`.
   """
   return found.init_std * label.fan_in.ratio ** -fan_in_power
+
+
+def tied_multiplier(row: Parametrization, embedding: Label) -> float:
+  """The multiplier where an embedding [rows, features] is used as readout too.
+
+  Raises:
+    UserError: the row gives embedding and readout another std or learning rate, so that one
+      tensor cannot be both.
+  """
+  if not isinstance(row, ScaledRow) or row.constant_rate:
+    return 1.0
+  first = row.tensors['lookup' if 'lookup' in row.tensors else 'input']
+  output, two = row.tensors['output'], 2.0
+  if any(getattr(first, name)(1.0, two) != getattr(output, name)(two, 1.0)
+         for name in ('std', 'adam', 'sgd')):
+    raise UserError(f'{embedding.path}: {row.name} gives an embedding and a readout different '
+                    'stds or learning rates, so they cannot be tied; untie them or take '
+                    'mup(form=table8)')
+  return output.multiplier(embedding.fan_out.ratio, 1.0)

@@ -242,7 +242,7 @@ def umup(residual: float = 1.0, ratio: float = 1.0, constraint: str = 'none') ->
 
     tau^2 = a_i^2 / (S/2 + (branches before it: sum of their a^2)),
 
-  and the stream becomes (x + tau f(x)) / (1 + tau^2)^1/2; how the two are combined is from memory.
+  and the stream becomes (x + tau f(x)) / (1 + tau^2)^1/2. Attention logits are q.k / head_dim.
 
   Args:
     residual, ratio: r and the ratio of attention to mlp.
@@ -270,9 +270,8 @@ def umup(residual: float = 1.0, ratio: float = 1.0, constraint: str = 'none') ->
     skip=lambda branch: (1 + tau(branch) ** 2) ** -0.5,
     branch=lambda branch: tau(branch) * (1 + tau(branch) ** 2) ** -0.5,
     gamma=0.5, thin_decay=(1.0, 1.0), families=('adam', 'sgd', 'momentum'), absolute=True,
-    confirmed=False, tensors=_kinds(input=kernel, lookup=lookup, hidden=kernel,
-                                    output=Tensor(multiplier=_PER_IN),
-                                    vector=Tensor(sgd=_OUT if scaled else _1)))
+    tensors=_kinds(input=kernel, lookup=lookup, hidden=kernel, output=Tensor(multiplier=_PER_IN),
+                   vector=Tensor(sgd=_OUT if scaled else _1)))
 
 
 def _at_least_one(name: str, value: float) -> float:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 
 from model_lib.errors import UserError
 from model_lib.parametrization import Branch, get_parametrization, table
 from model_lib.parametrization import scaled_rows as rows
 from model_lib.parametrization.label import KINDS, Extent, Label
-from model_lib.parametrization.rules import FAMILIES, Factors, factors, init_gain
+from model_lib.parametrization.rules import FAMILIES, Factors, factors, init_gain, tied_multiplier
 
 # Widths 4 and 8 times the base's on the two sides of a kernel, depth 16 times.
 IN, OUT, FIXED, DEPTH = Extent(8, 32), Extent(8, 64), Extent(10, 10), Extent(2, 32)
@@ -144,6 +145,19 @@ def test_normalized_optimizers_and_muon() -> None:
   assert factors(rows.mup(), label('hidden', None, M, M), 'muon').learning_rate == 1
 
 
+def test_an_orthogonal_update_moves_features_as_in_the_base_model() -> None:
+  moved = {}
+  for n_in, n_out in ((8, 8), (32, 64), (64, 16)):
+    x, gradient = np.ones(n_in), np.ones(n_out)  # one example, all entries of size 1
+    u, _, v = np.linalg.svd(np.outer(x, gradient), full_matrices=False)
+    rate = factors(rows.mup(), label('hidden', None, Extent(8, n_in), Extent(8, n_out)),
+                   'muon').learning_rate
+    moved[n_in, n_out] = np.abs(x @ np.outer(u[:, 0], v[0])).mean() * rate
+    plain = moved[n_in, n_out] / rate
+    assert n_in == n_out or abs(plain - 1) > 0.3
+  np.testing.assert_allclose(list(moved.values()), 1, rtol=1e-12)
+
+
 def test_rate_times_decay_does_not_change_with_width() -> None:
   for family in FAMILIES:
     for kind in ('input', 'hidden', 'output'):
@@ -215,6 +229,17 @@ def test_gain_on_a_std_that_follows_the_models_own_fan_in() -> None:
     assert gain == pytest.approx(expected)
     # Fan-in 32 at std fan_in^-1/2: the base's std, 8^-1/2, times the factor.
     assert gain * 32 ** -0.5 == pytest.approx(8 ** -0.5 * factors(row, kernel).init_std)
+
+
+def test_an_embedding_may_be_the_readout_where_both_have_the_same_std_and_rate() -> None:
+  embedding = label('input', lookup=True)  # features 8 times the base's
+  assert tied_multiplier(rows.mup(), embedding) == factors(
+    rows.mup(), label('output', fan_in=OUT)).multiplier == 1 / 8
+  assert tied_multiplier(rows.mup('table9'), embedding) == pytest.approx(8 ** -0.5)
+  assert tied_multiplier(rows.sp(), embedding) == 1
+  for row in (rows.mup('table3'), rows.ntk(), rows.umup()):
+    with pytest.raises(UserError, match='input/w: .* cannot be tied; untie them or take mup'):
+      tied_multiplier(row, embedding)
 
 
 @pytest.mark.parametrize('make, message', [
