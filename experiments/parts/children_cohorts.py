@@ -12,7 +12,7 @@ tokens takes 6 x 128 x 64 x parameters operations: 59 G for the children of 1.2 
 peak), 1e13 for the ResNet, whose convolutions become grouped ones under vmap, and half as much
 again for what memory bounds, the 280 thousand steps of the children take 4 to 7 minutes, and the
 77 thousand or more of each network 5; with compilation and evaluation about 20. There is no
-augmentation and no half precision: the training engine has neither.
+augmentation, which the training engine does not have, and no half precision.
 """
 
 from __future__ import annotations

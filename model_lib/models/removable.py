@@ -5,9 +5,9 @@ A site computes
 with mu and sigma_tok = sqrt(var + eps) of the token (RMSNorm: mu = 0, sigma_tok = rms, no bias),
 g = 1 while the site is real and 0 when it is linear; sigma_avg is one number, a statistic of
 sigma_tok over a training batch, followed by an exponential average until the site's event and
-frozen there; no gradient passes through it (arXiv 2507.02559, section 3; the taper of g is that of
-arXiv 2602.10408). Events and settings are swept numbers (`hp`), sigma_avg is in the collection
-`norm_state`.
+frozen there; no gradient passes through it (arXiv 2507.02559, section 3; the taper of g as
+arXiv 2602.10408 is described by others; its own text was not at hand). Events and settings are
+swept numbers (`hp`), sigma_avg is in the collection `norm_state`.
 """
 
 from __future__ import annotations

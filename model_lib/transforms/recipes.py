@@ -20,7 +20,7 @@ class Recipe:
     depth, dim, heads: of the model.
     micro_batch, accumulation: sequences of CONTEXT tokens per backward pass, passes per step.
     peak_rate, minimum_rate: of the learning rate: linear warm-up over `warmup` steps, then a
-      cosine that reaches the minimum at step `horizon`.
+      cosine that reaches the minimum at step `horizon` (its formula is not printed there).
     steps: at which the released checkpoint was taken; large and xl stop before the horizon.
     aux_weight: of the auxiliary loss on the final norm's input.
     ema: factor of the moving average of the deviation, per call.
