@@ -58,8 +58,8 @@ def arms_table(rows: pd.DataFrame, where: str, config: Any, size: Any) -> Table:
        'Intervals over bases (with 3 of them the half width is 2.5 standard deviations); '
        'differences paired within a base. Runs that diverged are left out and counted.',
        f'Losses here are those of the evaluation in training, {config.eval_windows} windows; the '
-       f'claims on vanilla and ln_free read {config.card_windows} windows, in float32; the best rate '
-       'of each is chosen on the windows that it is compared on.'])
+       f'claims on vanilla and ln_free read {config.card_windows} windows, in float32; the best '
+       'rate of each is chosen on the windows that it is compared on.'])
 
 
 def course_table(rows: pd.DataFrame, where: str, size: Any) -> Table:
