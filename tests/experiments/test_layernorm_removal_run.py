@@ -37,7 +37,7 @@ ARMS = ('vanilla', 'ln_free', 'no_aux', 'at_once', 'keep_final', 'sham')
 
 def run(workdir: Path, *flags: str) -> None:
   done = helpers.run_module('experiments.layernorm_removal', '--preset=smoke',
-                            f'--workdir={workdir}', *flags, env=QUICKLY)
+                            f'--workdir={workdir}', *flags, env=QUICKLY, timeout=900)
   assert done.returncode == 0, done.stderr[-6000:]
 
 
