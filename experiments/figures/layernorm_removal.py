@@ -14,13 +14,15 @@ from launch.study.plotting import Estimate
 
 SHOWN = ('vanilla', 'ln_free', 'no_aux', 'at_once')  # of the training losses
 MODELS = ('base', 'vanilla', 'ln_free')
+FAR = 0.5  # nats
 
 
 def of_part(rows: pd.DataFrame, events: pd.DataFrame, losses: pd.DataFrame,
             where: str) -> dict[str, Callable[[], Figure]]:
   """File stem -> drawing, for one part of the study."""
   drawn = {'losses': lambda: training_losses(losses, events, where),
-           'entropies': lambda: entropies(rows[rows.phase == 'entropies'], where),
+           'entropies': lambda: entropies(
+               rows[rows.phase == 'entropies'], rows[rows.phase == 'tuned'].steps.max(), where),
            'spectrum': lambda: spectrum(rows, where)}
   if rows[rows.phase == 'tuned'].arm.nunique() > 2:
     drawn['gaps'] = lambda: gaps(rows, where)
@@ -49,26 +51,35 @@ def training_losses(losses: pd.DataFrame, events: pd.DataFrame, where: str) -> F
 
 
 def gaps(rows: pd.DataFrame, where: str) -> Figure:
-  """Validation loss of every arm minus vanilla, with the interval over bases."""
+  """Validation loss of every arm minus vanilla, with the interval over bases.
+
+  Arms FAR from vanilla are named and not drawn: all others would be one point beside them.
+  """
   tuned = rows[rows.phase == 'tuned']
-  reference, found = runs(rows, 'vanilla'), []
+  reference, found, far = runs(rows, 'vanilla'), [], []
   for arm, factor in dict.fromkeys(zip(tuned.arm, tuned.lr_factor, strict=True)):
     paired = difference(runs(rows, arm, factor=factor), reference)
     if (arm, factor) != ('vanilla', 1.0) and paired.n:
       name = arm if factor == 1 else f'{arm}, rate x {factor:g}'
-      found.append(Estimate(name, paired.mean, paired.low, paired.high))
+      if abs(paired.mean) < FAR:
+        found.append(Estimate(name, paired.mean, paired.low, paired.high))
+      else:
+        far.append(f'{name} {paired.mean:+.2f}')
   with plotting.style():
     figure = plotting.new_figure(6.5, plotting.forest_height(len(found)))
     axes = figure.add_subplot()
     plotting.forest(axes, found, x_label='validation loss minus vanilla (nats)')
-    axes.set_title(where)
+    beside = f'; not drawn: {", ".join(far)}' if far else ''
+    axes.set_title(f'{where}, n = {len(reference)} bases, mean and 95 %{beside}')
   return figure
 
 
-def entropies(rows: pd.DataFrame, where: str) -> Figure:
-  """Entropy of every head through the removal, mean over bases; one panel per layer."""
-  last = rows.step.max() + 1  # a place for the end, which the rows call -1
-  rows = rows.assign(at=rows.step.where(rows.step >= 0, last))
+def entropies(rows: pd.DataFrame, steps: float, where: str) -> Figure:
+  """Entropy of every head through the removal, mean over bases; one panel per layer.
+
+  `steps`: of the fine-tuning, whose end the rows call -1.
+  """
+  rows = rows.assign(at=rows.step.where(rows.step >= 0, steps))
   layers = sorted(int(layer) for layer in rows.layer.unique())
   base = rows[rows.arm == 'base']
   with plotting.style():
@@ -82,7 +93,8 @@ def entropies(rows: pd.DataFrame, where: str) -> Figure:
           axes.plot(mean.index, mean, color=plotting.PALETTE[i], alpha=0.9,
                     linestyle=plotting.DASHES[i], label=arm if head == 0 else None)
       axes.set_title(f'layer {layer}')
-    plotting.label_figure(figure, panels, x=f'step of the fine-tuning, last: its end ({where})',
+    about = f'{where}, mean of n = {rows.base.nunique()} bases'
+    plotting.label_figure(figure, panels, x=f'step of the fine-tuning ({about})',
                           y='entropy of a head over its largest')
   return figure
 
@@ -96,9 +108,10 @@ def spectrum(rows: pd.DataFrame, where: str) -> Figure:
     axes = figure.add_subplot()
     for i, arm in enumerate(arm for arm in MODELS if arm in set(own.arm)):
       values = np.sort(own[own.arm == arm].value.to_numpy(float))[::-1]
-      axes.semilogy(np.arange(1, len(values) + 1), np.maximum(values, 1e-9), label=arm,
+      axes.plot(np.arange(1, len(values) + 1), np.maximum(values, 1e-9), label=arm,
                     color=plotting.PALETTE[i], linestyle=plotting.DASHES[i])
     axes.set(xlabel='direction', ylabel='singular value over the largest',
-             title=f'Unembedding, {where}')
+             title=f'Unembedding of the first base, {where}')
+    plotting.plain_log_axis(axes)
     axes.legend()
   return figure

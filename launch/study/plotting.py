@@ -191,7 +191,8 @@ def label_figure(figure: Figure, panels: Sequence[Axes], *, x: str, y: str = '')
 def plain_log_axis(axes: Axes) -> None:
   """A logarithmic y axis with plain numbers, for what is drawn already.
 
-  Ticks stand at 1, 2 and 5 times powers of ten, or at even steps where the range holds too few.
+  Ticks stand at 1, 2 and 5 times powers of ten, at powers alone over more than four decades, or at
+  even steps where the range holds too few.
   Where nothing drawn is positive (losses that are 0 in float32) the axis stays linear.
   """
   drawn = [line.get_ydata() for panel in axes.figure.axes for line in panel.lines]
@@ -199,9 +200,9 @@ def plain_log_axis(axes: Axes) -> None:
     return
   axes.set_yscale('log')
   low, high = axes.get_ylim()
-  wide = high > 5 * low
+  wide, subs = high > 5 * low, (1, 2, 5) if high < 1e4 * low else (1,)
   axes.yaxis.set_major_locator(
-      ticker.LogLocator(subs=(1, 2, 5), numticks=7) if wide else ticker.MaxNLocator(5))
+      ticker.LogLocator(subs=subs, numticks=7) if wide else ticker.MaxNLocator(5))
   axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f'{value:g}'))
   axes.yaxis.set_minor_locator(ticker.NullLocator())
 

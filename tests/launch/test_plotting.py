@@ -276,3 +276,16 @@ def test_losses_of_zero_are_drawn(tmp_path):
   results = pd.DataFrame([{'member': 0, 'phase': 'fresh', 'model': 'mlp', 'activation': 'relu'}])
   plotting.save_png(figures.training_curves(metrics, results), tmp_path / 'zero.png')
   assert (tmp_path / 'zero.png').stat().st_size > 1000
+
+
+def test_a_log_axis_over_many_decades_has_ticks():
+  with plotting.style():
+    figure = plotting.new_figure(4, 3)
+    axes = figure.add_subplot()
+    axes.plot([1, 2, 3], [1.0, 1e-4, 1e-9])
+    plotting.plain_log_axis(axes)
+    figure.canvas.draw()
+    low, high = axes.get_ylim()
+    shown = [t for t in axes.get_yticks() if low <= t <= high]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+  assert len(shown) >= 3 and not any('$' in text for text in labels)
