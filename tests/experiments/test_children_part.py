@@ -13,6 +13,7 @@ from launch.study import config as config_lib
 from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED
 from launch.study.tables import Table
 from model_lib.errors import UserError
+from tests.experiments.played import played as stages_of
 
 FOUND = ('abs(x)', 'sin(x)')
 KNOWN = ('relu', 'gelu')
@@ -26,20 +27,12 @@ def config(preset='smoke', **changes):
 
 def played(settings, losses):
   """The stages that the part asks for; losses(tags) -> validation loss, or None if diverged."""
-  generator, answer, stages = children_cohorts.cohorts(settings), None, []
-  while True:
-    try:
-      stage = list(generator.send(answer))
-    except StopIteration:
-      return stages
-    stages.append(stage)
-    rows = []
-    for item in stage:
-      for m in getattr(item, 'members', ()):
-        loss = losses(m.tags)
-        rows.append({**m.tags, 'val_loss': np.nan if loss is None else loss,
-                     'diverged_step': 3 if loss is None else -1})
-    answer = pd.DataFrame(rows)
+  def row(tags):
+    loss = losses(tags)
+    return {'val_loss': np.nan if loss is None else loss,
+            'diverged_step': 3 if loss is None else -1}
+
+  return stages_of(children_cohorts.cohorts(settings), row)
 
 
 def test_the_rungs_keep_the_best_that_did_not_diverge():

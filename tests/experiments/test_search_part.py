@@ -16,6 +16,7 @@ from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED
 from model_lib.errors import UserError
 from model_lib.search import parse
 from model_lib.search.tabulated import Table
+from tests.experiments.played import played as stages_of
 
 SMALL = ('zero', 'identity', 'relu', 'tanh', 'abs', 'add', 'mul')
 
@@ -75,19 +76,11 @@ def test_permuted_losses_are_the_same_numbers_at_other_functions():
 
 def played(settings):
   """The stages that the part asks for, answered with losses that prefer tanh."""
-  generator, answer, stages = search_cohorts.cohorts(settings), None, []
-  while True:
-    try:
-      stage = list(generator.send(answer))
-    except StopIteration:
-      return stages
-    stages.append(stage)
-    rows = []
-    for item in stage:
-      for m in getattr(item, 'members', ()):
-        loss = (0.1 if m.tags['activation'] == 'tanh(x)' else 0.2) + 1e-3 * m.tags['copy']
-        rows.append({**m.tags, 'diverged_step': -1, 'val_loss': loss + abs(m.tags['lr_factor'] - 1)})
-    answer = pd.DataFrame(rows)
+  def row(tags):
+    loss = (0.1 if tags['activation'] == 'tanh(x)' else 0.2) + 1e-3 * tags['copy']
+    return {'diverged_step': -1, 'val_loss': loss + abs(tags['lr_factor'] - 1)}
+
+  return stages_of(search_cohorts.cohorts(settings), row)
 
 
 def test_the_order_of_the_part():
