@@ -13,6 +13,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# Here, since tests of any folder may import it before tests/launch/conftest.py runs.
+pytest.register_assert_rewrite('tests.launch.study_runs')
+
 # XLA's thread pool: the bits of some programs depend on its size.
 os.environ.setdefault('NPROC', '2')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')

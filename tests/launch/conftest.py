@@ -12,8 +12,6 @@ import shutil
 
 import pytest
 
-pytest.register_assert_rewrite('tests.launch.study_runs')
-
 from tests.launch import study_runs
 from tests.launch.study_runs import LAST, Reference, Start
 
