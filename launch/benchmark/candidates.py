@@ -8,14 +8,16 @@ imports, compilation included:
 The file is a list of [text, gain]. All sides train an MLP 64-64-64-10 (64 inputs, two hidden
 layers) on digits with Adam, 128 examples a step, and then tell what a search asks for: the loss on
 the validation split. SIDE is `population`; `plain`, a population of as many ReLUs, which no engine
-for candidates can beat; `apart`, what a careful user would write for one expression, compiled anew
-for each; or `eager`, PyTorch without a compiler, on one thread.
+for candidates can beat; `compiled`, the search's own engine for one expression, a population of one
+compiled anew for each; `apart`, the least that one can write by hand for the same; or `eager`,
+PyTorch without a compiler, on one thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+import importlib
 import json
 from pathlib import Path
 import sys
@@ -33,16 +35,19 @@ Candidate = tuple[str, float]  # an expression and its gain
 
 def cohort(candidates: Sequence[Candidate] | int, steps: int):
   """Runs of the candidates, or that many of plain ReLU, with the same start and batches."""
+  if isinstance(candidates, int):
+    return _cohort('relu', [{}] * candidates, steps)
+  return _cohort('table', [{'candidate': text, 'init_gain': gain} for text, gain in candidates],
+                 steps)
+
+
+def _cohort(activation: str, hps: Sequence[dict], steps: int):
   from launch.benchmark import engine
   from model_lib.training.cohort import Cohort, Member, ModelSpec
-  plain = isinstance(candidates, int)
-  own = [{}] * candidates if plain else [
-      {'candidate': text, 'init_gain': gain} for text, gain in candidates]
   return Cohort(
-      engine.RUN, ModelSpec('mlp', {'widths': list(WIDTHS),
-                                    'activation': 'relu' if plain else 'table'}),
+      engine.RUN, ModelSpec('mlp', {'widths': list(WIDTHS), 'activation': activation}),
       tuple(Member({'number': i}, 0, 0, 0, {'learning_rate': RATE, **hp})
-            for i, hp in enumerate(own)), steps, BATCH)
+            for i, hp in enumerate(hps)), steps, BATCH)
 
 
 def population(
@@ -52,16 +57,45 @@ def population(
   Returns:
     Seconds, and the validation loss of each.
   """
+  _import_engine()
+  del data
+  start = time.perf_counter()
+  losses = _trained(cohort(candidates, steps))
+  return time.perf_counter() - start, losses
+
+
+def compiled(
+    candidates: Sequence[Candidate], data: Path, steps: int) -> tuple[float, np.ndarray]:
+  """One candidate after the other by the engine `expression`: a population of one for each.
+
+  Its steps per call are given: no call is timed for them.
+
+  Returns:
+    Seconds, and the validation loss of each.
+  """
+  _import_engine()
+  del data
+  start = time.perf_counter()
+  losses = [_trained(_cohort(f'expression({text})', [{'init_gain': gain}], steps), STEPS_PER_CALL)
+            for text, gain in candidates]
+  return time.perf_counter() - start, np.concatenate(losses)
+
+
+def _import_engine() -> None:
+  """Imports what a population needs: no side's imports are counted."""
+  for name in ('data.builders', 'launch.benchmark.engine', 'model_lib.training.loop'):
+    importlib.import_module(name)
+
+
+def _trained(runs, steps_per_call: int = 0) -> np.ndarray:
+  """Trains a cohort as a study does and evaluates it; the validation losses."""
   import jax
 
-  from data import builders  # which loading the data imports: no side's imports are counted
   from launch.benchmark import engine
   from model_lib.training import loop
   from model_lib.training.metrics import MetricsFile
   from model_lib.training.population import evaluation_index
-  del data, builders
-  start = time.perf_counter()
-  setting = engine.prepare(cohort(candidates, steps))
+  setting = engine.prepare(runs, steps_per_call)
   own, prepared = setting.population, setting.prepared
   validation = prepared.evaluation_sets[0][1]
   index, weight, sets = evaluation_index([validation], len(validation))
@@ -76,7 +110,7 @@ def population(
                            prepared.constant, index[None], weight[None], sets)
     metrics.sync()
     metrics.close()
-  return time.perf_counter() - start, means['loss']
+  return means['loss']
 
 
 def weights(gain: float, inputs: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -213,7 +247,8 @@ def plain(
   return population(len(candidates), data, steps)
 
 
-SIDES = {'population': population, 'plain': plain, 'apart': apart, 'eager': eager}
+SIDES = {'population': population, 'plain': plain, 'compiled': compiled, 'apart': apart,
+         'eager': eager}
 
 
 def seconds(side: str, file: Path, data: Path, first: int, last: int, steps: int,

@@ -17,6 +17,7 @@ from launch.benchmark import measure
 
 CANDIDATES, STEPS, SAMPLE = 256, 300, 32
 _EAGER_PROCESSES = 2  # one thread each, side by side
+_FEWER_COMPILED = 4  # a quarter of the sample for the slowest side
 
 
 def write_candidates(path: Path, count: int) -> None:
@@ -71,14 +72,22 @@ def search(pairs: int, full: bool = False, count: int = CANDIDATES, steps: int =
     def plain() -> float:
       return candidates.seconds('plain', file, data, 0, count, steps)[0]
 
-    kinds = {'population': population, 'apart': lambda: apart(sample), 'plain': plain}
+    def compiled() -> float:
+      few = max(1, sample // _FEWER_COMPILED)
+      return candidates.seconds('compiled', file, data, 0, few, steps)[0] * count / few
+
+    kinds = {'population': population, 'apart': lambda: apart(sample), 'plain': plain,
+             'compiled': compiled}
     if importlib.util.find_spec('torch') is not None:
       kinds['eager'] = eager
     seconds = measure.interleave(kinds, pairs)
     records = [
-        measure.ratio('one jit per candidate / population', seconds['apart'],
+        measure.ratio('one jit per candidate, engine expression / population',
+                      seconds['compiled'], seconds['population'], at_least=25.0,
+                      timed=max(1, sample // _FEWER_COMPILED), scaled_to=count),
+        measure.ratio('one jit per candidate, by hand / population', seconds['apart'],
                       seconds['population'], at_least=25.0, timed=sample, scaled_to=count),
-        measure.ratio('one jit per candidate / as many plain ReLUs', seconds['apart'],
+        measure.ratio('one jit per candidate, by hand / as many plain ReLUs', seconds['apart'],
                       seconds['plain'], timed=sample, scaled_to=count)]
     if full:
       records.append(measure.ratio(f'the same, all {count} jits run', [apart(count)],

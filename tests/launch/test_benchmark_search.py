@@ -67,6 +67,6 @@ def test_the_candidates_are_valid_and_each_other(tmp_path):
 def test_the_search_part_gives_records():
   records = search.search(1, full=True, count=4, steps=8, sample=2)
   names = [r['name'] for r in records]
-  assert names[0] == 'one jit per candidate / population'
+  assert names[0] == 'one jit per candidate, engine expression / population'
   assert 'candidate-step, table / plain ReLU' in names
   assert all(np.isfinite(r['median']) and r['median'] > 0 for r in records)
