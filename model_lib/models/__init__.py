@@ -20,7 +20,7 @@ import dataclasses
 from model_lib.errors import UserError
 from model_lib.spec import nearest
 
-NAMES = ('mlp', 'resmlp', 'cnn', 'vit', 'gpt', 'gpt2')
+NAMES = ('mlp', 'resmlp', 'deep_mlp', 'cnn', 'vit', 'gpt', 'gpt2')
 
 
 def build(name: str, **kwargs):
@@ -72,9 +72,9 @@ def sites(model):
 
 def _classes():
   # Imported on demand, so that the names can be listed without loading jax.
-  from model_lib.models import cnn, gpt, gpt2, mlp, resmlp, vit
-  return {'mlp': mlp.MLP, 'resmlp': resmlp.ResMLP, 'cnn': cnn.CNN, 'vit': vit.ViT, 'gpt': gpt.GPT,
-          'gpt2': gpt2.GPT2}
+  from model_lib.models import cnn, deep_mlp, gpt, gpt2, mlp, resmlp, vit
+  return {'mlp': mlp.MLP, 'resmlp': resmlp.ResMLP, 'deep_mlp': deep_mlp.DeepMLP, 'cnn': cnn.CNN,
+          'vit': vit.ViT, 'gpt': gpt.GPT, 'gpt2': gpt2.GPT2}
 
 
 def _check_values(name: str, values: dict, defaults: dict, minimum: Callable[[str], int]) -> None:

@@ -96,7 +96,8 @@ def test_the_tables_do_not_import_jax() -> None:
   code = ('import sys; from model_lib import normalization, parametrization, models; '
           'normalization.block("pre:rms"); parametrization.get_parametrization("sp"); '
           'print(models.NAMES, "jax" in sys.modules)')
-  assert helpers.run_python(code).stdout == "('mlp', 'resmlp', 'cnn', 'vit', 'gpt', 'gpt2') False\n"
+  assert helpers.run_python(code).stdout == (
+      "('mlp', 'resmlp', 'deep_mlp', 'cnn', 'vit', 'gpt', 'gpt2') False\n")
 
 
 # Placements.
