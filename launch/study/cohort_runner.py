@@ -267,6 +267,15 @@ class CohortRunner:
           column[line['member'] - first_member] = line[name]
     return found
 
+  def _last_losses(self, cohort: Cohort, first_member: int) -> np.ndarray:
+    """[members]: mean training loss of the cohort's `last_steps`; nan where one was not finite."""
+    losses = np.full((len(cohort.members), cohort.last_steps), np.nan)
+    first = cohort.steps - cohort.last_steps + 1
+    for line in read_lines(self.metrics.path, cohort.name, ('train',)):
+      if line['step'] >= first and line['loss'] is not None:
+        losses[line['member'] - first_member, line['step'] - first] = line['loss']
+    return losses.mean(1)
+
   def _save(self, path, state) -> None:
     shutil.rmtree(path, ignore_errors=True)
     save_final(path, {'params': state.params, 'hp': state.hp, 'collections': state.collections})
@@ -280,6 +289,9 @@ class CohortRunner:
     rows = [{'member': first_member + i, **row, 'config': config_number}
             for i, row in enumerate(_rows(population, prepared, state.diverged_step, results,
                                           costs))]
+    if cohort.last_steps:
+      for row, loss in zip(rows, self._last_losses(cohort, first_member), strict=True):
+        row['last_loss'] = _number(loss)
     self._save(records.networks(self.workdir, cohort.name), state)
     finished = {
         'name': cohort.name, 'fingerprint': cohort.fingerprint(), 'first_member': first_member,

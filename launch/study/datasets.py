@@ -82,6 +82,9 @@ class StudyData:
       dataset = window_tokens(dataset, request.window)
     self.dataset: Dataset = dataset
     self.splits: list[Split] = make_splits(dataset, request.splits, request.seed)
+    if request.train_most:
+      self.splits = [dataclasses.replace(split, train=split.train[:request.train_most])
+                     for split in self.splits]
     self.beside = {name: StudyData(other, data_dir) for name, other in request.beside}
 
   def of(self, cohort: Cohort) -> StudyData:

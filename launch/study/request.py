@@ -14,6 +14,7 @@ class DataRequest:
     splits: number of different train / validation / test splits.
     seed: of the splits and of the label permutations.
     eval_batch: examples per evaluation batch.
+    train_most: examples of the training split that are used, the first ones; 0 for all.
     eval_most: examples of a set that are evaluated, evenly spaced; 0 for all.
     window: tokens per example, for text.
     kind: what the study's models read, 'images' or 'tokens' (text).
@@ -26,6 +27,7 @@ class DataRequest:
   dataset: str
   splits: int = 1
   seed: int = 0
+  train_most: int = 0
   eval_batch: int = 512
   eval_most: int = 0
   window: int = 128

@@ -108,6 +108,8 @@ class Cohort:
       the trained ones of a finished cohort (`Member.start` says whose); 'weights:FOLDER' for
       GPT-2 weights in Hugging Face's format.
     fresh: parts of the paths of the parameters that are initialized although there is a `start`.
+    last_steps: number of steps before the end whose training losses are all recorded, and averaged
+      in the column last_loss of the rows; 0 for none.
   """
 
   name: str
@@ -123,8 +125,11 @@ class Cohort:
   data: str = ''
   start: str = ''
   fresh: tuple[str, ...] = ()
+  last_steps: int = 0
 
   def __post_init__(self):
+    if not 0 <= self.last_steps <= self.steps:
+      raise ValueError(f'cohort {self.name}: last_steps {self.last_steps} of {self.steps} steps')
     marks = (*self.evaluate_at, self.steps)
     if any(not 0 < a < b for a, b in itertools.pairwise(marks)):
       raise ValueError(f'cohort {self.name}: evaluate_at {self.evaluate_at} must ascend between 0 '
@@ -137,7 +142,8 @@ class Cohort:
     """SHA-256 of the cohort as a study describes it; data and plan are checked on their own."""
     described = dataclasses.asdict(self)
     # A field that came later is left out where it is not used: older checkpoints stay good.
-    _drop(described, Cohort, ('evaluate_at', 'keep_at', 'data', 'start', 'fresh'))
+    _drop(described, Cohort, ('evaluate_at', 'keep_at', 'data', 'start', 'fresh',
+                              'last_steps'))
     _drop(described['optimizer'], OptimizerSpec,
           ('final', 'horizon', 'clip', 'decayed', 'trained', 'micro_batches'))
     for member in described['members']:

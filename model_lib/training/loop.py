@@ -47,7 +47,7 @@ def compile_for(population: Population, plan: Plan, arrays, n_streams: int,
   """The training call of a plan."""
   return population.compile_call(
       population.abstract(plan.chunk), arrays, n_streams, plan.capacity,
-      record_rows(plan.capacity, log_every))
+      record_rows(plan.capacity, log_every, population.cohort.last_steps))
 
 
 def initial_chunks(population: Population, plan: Plan) -> list:
@@ -63,9 +63,13 @@ def route_chunks(routes: Routes, plan: Plan) -> list[np.ndarray]:
           population_lib.split_chunks(rows, len(rows), plan.chunk)]
 
 
-def recorded(step: int, n: int, total: int, log_every: int) -> list[int]:
-  """The step counts in (step, step + n] that are recorded: multiples of log_every, and the last."""
-  return [s for s in range(step + 1, step + n + 1) if s % log_every == 0 or s == total]
+def recorded(step: int, n: int, total: int, log_every: int, last: int = 0) -> list[int]:
+  """The step counts in (step, step + n] that are recorded: multiples of log_every, and the last.
+
+  `last` of them at the end are recorded whatever log_every is.
+  """
+  return [s for s in range(step + 1, step + n + 1)
+          if s % log_every == 0 or s == total or s > total - last]
 
 
 def slots_for(step: int, counts: Sequence[int], k: int, rows: int) -> np.ndarray:
@@ -144,7 +148,7 @@ def train(population: Population, plan: Plan, call: TrainingCall, feed: Feed, ro
     end = min([(step // k + 1) * k, total, *(mark for mark in marks if mark > step)])
     arrays, index = feed.block(step, end - step)
     n = index.shape[1]
-    counts = recorded(step, n, total, log_every)
+    counts = recorded(step, n, total, log_every, population.cohort.last_steps)
     # Placed once, for all chunks.
     index, slots = jax.device_put((padded_index(index, call.capacity),
                                    slots_for(step, counts, call.capacity, call.rows)))

@@ -83,9 +83,9 @@ def default_lanes(batching: str) -> int:
   return int(os.environ.get('NPROC') or len(os.sched_getaffinity(0)))
 
 
-def record_rows(steps_per_call: int, log_every: int) -> int:
-  """Rows that the records of one call need: its multiples of log_every, and the last step."""
-  return math.ceil(steps_per_call / log_every) + 1
+def record_rows(steps_per_call: int, log_every: int, last: int = 0) -> int:
+  """Rows that the records of one call need: its multiples of log_every, and the `last` steps."""
+  return math.ceil(steps_per_call / log_every) + max(1, min(last, steps_per_call))
 
 
 def largest_call(steps: int, n_streams: int, batch_size: int) -> int:
@@ -123,7 +123,7 @@ def decide(population: Population, arrays, n_streams: int, *, chunk: int = 0,
   limit = limit_mib or default_limit_mib()
   largest = steps_per_call or largest_call(cohort.steps, n_streams, cohort.batch_size)
   capacity = max(MIN_CAPACITY, largest)
-  rows = record_rows(capacity, log_every)
+  rows = record_rows(capacity, log_every, cohort.last_steps)
   lanes = min(n, lanes or default_lanes(population.batching))
   # The state that waits outside of the calls is counted as well, hence the members' sum.
   most = int(max(1, (limit - n * state_mib) // (2.3 * state_mib * lanes)))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 from launch import environment
@@ -103,6 +104,19 @@ def test_stopped_at_or_after_a_mark_and_resumed(tmp_path, data, whole, mark):
   resumed = start(path, data, [cohort('a', evaluate_at=(3, 8))])
   assert resumed.equals(whole[1])
   assert (path / 'metrics.jsonl').read_bytes() == (whole[0] / 'metrics.jsonl').read_bytes()
+
+
+def test_the_last_losses_are_recorded_and_averaged(tmp_path, data, whole):
+  """Five steps, although every third is recorded and a call has four."""
+  rows = start(tmp_path / 'run', data, [cohort('a', last_steps=5)])
+  lines = pd.read_json(tmp_path / 'run/metrics.jsonl', lines=True)
+  lines = lines[lines.split == 'train']
+  assert sorted(set(lines.step)) == [3, 6, 8, 9, 10, 11, 12]
+  own = lines[lines.step >= 8].groupby('member').loss.mean()
+  assert rows.last_loss.to_numpy() == pytest.approx(own.to_numpy(), rel=1e-12)
+  assert (rows.val_loss == whole[1].val_loss).all() and 'last_loss' not in whole[1]
+  with pytest.raises(ValueError, match='last_steps 13 of 12'):
+    cohort('a', last_steps=13)
 
 
 def parameters(path, name, step=None):

@@ -244,3 +244,10 @@ def test_given_weights_count_as_data(data_dir, tmp_path):
   assert datasets.load(request, '').hashes() == first
   (tmp_path / 'model.safetensors').write_bytes(b'weightz')
   assert datasets.load(request, '').hashes() != first
+
+
+def test_the_first_examples_of_the_training_split(data_dir):
+  whole = datasets.StudyData(DataRequest('digits'), str(data_dir))
+  part = datasets.StudyData(DataRequest('digits', train_most=100), str(data_dir))
+  assert part.splits[0].train.tolist() == whole.splits[0].train[:100].tolist()
+  assert part.splits[0].test.tolist() == whole.splits[0].test.tolist()

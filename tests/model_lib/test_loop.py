@@ -42,18 +42,19 @@ class Stop:
     self.acknowledged += 1
 
 
-@given(st.integers(0, 200), st.integers(1, 50), st.integers(1, 60), st.integers(1, 30))
-def test_every_recorded_step_has_a_row(step, n, k, log_every):
+@given(st.integers(0, 200), st.integers(1, 50), st.integers(1, 60), st.integers(1, 30),
+       st.integers(0, 80))
+def test_every_recorded_step_has_a_row(step, n, k, log_every, whole):
   """Pieces of any size record the same steps, and never more than a call has rows for."""
   n = min(n, k)
   total = step + n + 5
-  counts = loop.recorded(step, n, total, log_every)
-  assert counts == [s for s in range(1, total + 1)
-                    if step < s <= step + n and (s % log_every == 0 or s == total)]
+  counts = loop.recorded(step, n, total, log_every, whole)
+  assert counts == [s for s in range(1, total + 1) if step < s <= step + n and (
+      s % log_every == 0 or s == total or s > total - whole)]
   assert loop.recorded(step, n, step + n, log_every)[-1] == step + n
-  rows = planning.record_rows(k, log_every)
+  rows = planning.record_rows(k, log_every, whole)
   for last in (total, step + n):
-    counts = loop.recorded(step, n, last, log_every)
+    counts = loop.recorded(step, n, last, log_every, whole)
     assert len(counts) <= rows
     slots = loop.slots_for(step, counts, k, rows)
     assert slots.shape == (k,)
