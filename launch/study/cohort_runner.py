@@ -26,6 +26,7 @@ from launch.study.start import started
 from launch.study.step_costs import StepCosts
 from launch.study.workdir import Workdir
 from model_lib.errors import UserError
+from model_lib.models.parametrized import Parametrized
 from model_lib.training import loop
 from model_lib.training import planning
 from model_lib.training.checkpoint import Checkpoints
@@ -167,7 +168,7 @@ class CohortRunner:
     key = json.dumps([described, shapes, prepared.n_streams, prepared.steps_per_call,
                       dataclasses.asdict(prepared.task)], sort_keys=True, default=list)
     if self._program is None or self._program.key != key:
-      population = Population(cohort, data.build(cohort.model), prepared.task,
+      population = Population(cohort, data.build(cohort.model, cohort.optimizer), prepared.task,
                               prepared.arrays, self._batching())
       self._program = _Program(key, population)
     elif self._program.population.cohort is not cohort:
@@ -299,6 +300,8 @@ class CohortRunner:
         'task': dataclasses.asdict(population.task),
         'metrics_bytes': self.metrics.sync(), 'rows': rows,
         'identities': [identity(m) for m in cohort.members]}
+    if isinstance(population.model, Parametrized):
+      finished['parametrization'] = population.model.lines(population.example, train=False)
     self.workdir.write_json(records.finished_path(self.workdir, cohort.name), finished)
     return finished
 

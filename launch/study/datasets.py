@@ -19,11 +19,13 @@ from data.load import Dataset, window_tokens
 from data.load import load as load_dataset
 from data.splits import Split, make_splits
 from launch.study.request import DataRequest
-from model_lib import models
 from model_lib.errors import UserError
+from model_lib.models import parametrized
+from model_lib.models.parametrized import Parametrized
 import model_lib.search.engines  # enters table, bytecode and expression among the activations
 from model_lib.training.batch_order import BatchOrder
-from model_lib.training.cohort import Cohort, ModelSpec
+from model_lib.training.cohort import Cohort, ModelSpec, OptimizerSpec
+from model_lib.training.optimizers import family
 from model_lib.training.population import Routes
 from model_lib.training.tasks import Classification, NextToken
 
@@ -124,21 +126,25 @@ class StudyData:
         decided['eot'] = self.dataset.vocab - 1
     else:
       decided = {'num_classes': self.dataset.num_classes}
-    return ModelSpec(spec.name, {**decided, **spec.arguments})
+    return dataclasses.replace(spec, arguments={**decided, **spec.arguments})
 
-  def build(self, spec: ModelSpec):
-    """The Linen module of a model for this data."""
+  def build(self, spec: ModelSpec, optimizer: OptimizerSpec):
+    """The model for this data: a Linen module, or one with the factors of its parametrization."""
     spec = self.complete(spec)
-    return models.build(spec.name, **spec.arguments)
+    return parametrized.build(spec.name, spec.arguments, spec.base, spec.delta, family(optimizer))
 
   def check(self, cohort: Cohort) -> None:
     """Checks that the data can serve a cohort.
 
     Raises:
-      UserError: there is no such model, its vocabulary is given and not that of the text, a member
-        asks for a split that the study does not make, or a batch is larger than the training split.
+      UserError: there is no such model or its parametrization does not fit it, its vocabulary is
+        given and not that of the text, a member asks for a split that the study does not make, or
+        a batch is larger than the training split.
     """
-    self.build(cohort.model)
+    model = self.build(cohort.model, cohort.optimizer)
+    if isinstance(model, Parametrized):
+      example = self._task().example_inputs({'inputs': self.dataset.inputs}, 2)
+      model.factors(example, train=False)
     vocab = cohort.model.arguments.get('vocab', self.dataset.vocab)
     if vocab != self.dataset.vocab:
       raise UserError(f'cohort {cohort.name}: its model has a vocabulary of {vocab} tokens, and '
@@ -151,6 +157,11 @@ class StudyData:
       if cohort.batch_size > examples:
         raise UserError(f'cohort {cohort.name}: a batch of {cohort.batch_size} is larger than the '
                         f'training split of {self.dataset.name}, {examples} examples')
+
+  def _task(self):
+    if self.dataset.kind == 'tokens':
+      return NextToken()
+    return Classification(float(self.dataset.mean), float(self.dataset.std))
 
   def prepare(self, cohort: Cohort, feed: str) -> Prepared:
     """What the cohort reads; `feed` is 'device', 'stream' or 'auto' (by the size of the data).
@@ -166,12 +177,9 @@ class StudyData:
                        cohort.batch_size)
     routes = Routes(*(np.array(v, np.int32) for v in zip(*(
         (rows[m.data_seed, m.split], m.labels, m.split) for m in cohort.members), strict=True)))
-    if data.kind == 'tokens':
-      task, arrays = NextToken(), {'inputs': data.inputs}
-    else:
-      task = Classification(float(data.mean), float(data.std))
-      tables = self.label_tables(max(m.labels for m in cohort.members))
-      arrays = {'inputs': data.inputs, 'labels': tables}
+    task, arrays = self._task(), {'inputs': data.inputs}
+    if data.kind == 'images':
+      arrays['labels'] = self.label_tables(max(m.labels for m in cohort.members))
     most = self.request.eval_most or len(data.inputs)
     sets = [tuple(evenly_spaced(part, most) for part in (part_of_train(s), s.val, s.test))
             for s in self.splits]

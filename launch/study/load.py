@@ -18,8 +18,8 @@ class Trained:
   """The networks of a finished cohort.
 
   Attributes:
-    model: the Linen module.
-    spec: its name and arguments, {'name', 'arguments'}.
+    model: the Linen module, or one with factors of its parameters (`models.parametrized`).
+    spec: what it was built from, a `ModelSpec` as a dict.
     variables: parameters, swept numbers (`hp`) and further collections of all members,
       leaves [members, ...].
     rows: their rows of results.csv.
@@ -39,7 +39,7 @@ def load_cohort(workdir: Workdir, cohort: str, step: int | None = None) -> Train
   Raises:
     UserError: it is not finished, kept none at that step, or its files are damaged.
   """
-  from model_lib import models
+  from model_lib.models import parametrized
   import model_lib.search.engines  # enters table, bytecode and expression among the activations
   from model_lib.training.final import load_final
 
@@ -52,8 +52,10 @@ def load_cohort(workdir: Workdir, cohort: str, step: int | None = None) -> Train
   variables = {'params': final['params'], 'hp': final['hp'].get('model', {}),
                **final.get('collections', {})}
   spec = finished['model']
-  return Trained(models.build(spec['name'], **spec['arguments']), spec, variables,
-                 _rows(finished), finished['task'])
+  # The factors are among the variables; older records know of no base.
+  model = parametrized.build(spec['name'], spec['arguments'], spec.get('base', {}),
+                             spec.get('delta', {}))
+  return Trained(model, spec, variables, _rows(finished), finished['task'])
 
 
 def _rows(finished: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -70,7 +72,7 @@ def load_run(workdir: str | os.PathLike[str], member: int) -> tuple[Any, dict, d
     member: its number, the column `member` of results.csv.
 
   Returns:
-    model: the Linen module.
+    model: the Linen module, or one with factors of its parameters (`models.parametrized`).
     variables: its parameters, swept numbers (`hp`) and further collections, so that
       `model.apply(variables, inputs, train=False)` gives the logits.
     config: {'study', 'config', 'row', 'model', 'task'}; `task` has the mean and the

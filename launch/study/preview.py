@@ -68,7 +68,7 @@ def expected_cohorts(study: Study, config) -> list[Sequence[Cohort | Measurement
     check_distinct(config, asked)
     found.append(asked)
     answer = pd.DataFrame([
-        {**m.tags, 'run': c.name, 'steps': c.steps, 'diverged_step': -1,
+        {**m.tags, 'run': c.name, 'steps': c.steps, 'diverged_step': -1, 'last_loss': 0.0,
          **{f'{s}_{k}': 0.0 for s in ('train', 'val', 'test') for k in ('loss', 'accuracy')}}
         for c in asked if isinstance(c, Cohort) for m in c.members])
 
@@ -77,7 +77,7 @@ def _cost(cohort: Cohort, data: datasets.StudyData):
   """(parameters, state in MiB per member, estimated seconds of the cohort)."""
   data = data.of(cohort)
   prepared = data.prepare(cohort, 'device')
-  model = data.build(cohort.model)
+  model = data.build(cohort.model, cohort.optimizer)
   population = Population(cohort, model, prepared.task, prepared.arrays,
                           planning.default_batching())
   abstract = population.abstract(1)

@@ -46,8 +46,8 @@ class StepCosts:
       member = dataclasses.replace(
           cohort.members[0], hp={'learning_rate': cohort.members[0].hp['learning_rate']})
       alone = dataclasses.replace(cohort, model=spec, members=(member,))
-      other = Population(alone, data.build(spec), prepared.task, prepared.constant,
-                         population.batching)
+      other = Population(alone, data.build(spec, cohort.optimizer), prepared.task,
+                         prepared.constant, population.batching)
       self._references[key] = timing.stepper(other, prepared.constant, 1,
                                              cohort.batch_size)(member)
     return self._references[key]

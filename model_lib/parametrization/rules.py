@@ -126,13 +126,16 @@ def _tensor(row: ScaledRow, label: Label, family: str) -> scaled_rows.Tensor:
   return row.tensors['lookup' if lookup else label.kind]
 
 
-def init_gain(label: Label, found: Factors, fan_in_power: float = -0.5) -> float:
+def init_gain(label: Label, found: Factors, fan_in_power: float = -0.5,
+              absolute: bool = False) -> float:
   """Factor on a std that already follows fan_in^fan_in_power, so that the row's std comes out.
 
   The standard rules (`Rule.init_std`) take the model's own fan-in; the row's std is that of the
-  base model times `found.init_std`.
+  base model times `found.init_std`, or with `absolute` that itself. The std of a table that is
+  looked up follows no fan-in.
   """
-  return found.init_std * label.fan_in.ratio ** -fan_in_power
+  own = 1.0 if label.lookup else float(label.fan_in.size) if absolute else label.fan_in.ratio
+  return found.init_std / own ** fan_in_power
 
 
 def tied_multiplier(row: Parametrization, embedding: Label) -> float:

@@ -16,8 +16,10 @@ Standard parametrization (`sp`), fan_in being the rows of the kernel:
 
 The gain is `E[f(z)^2]^-1/2`, z ~ N(0, 1), where the kernel consumes the output of
 the activation f, so that its own output has variance 1; it is 1 everywhere else.
-Draws are normal, not truncated. The other rows (`residual_rows.py`) change what happens in the
-residual branches; a row may have settings, as in `layerscale(init=0.1)`.
+Draws are normal, not truncated. The rows of `residual_rows.py` change what happens in the residual
+branches; those of `scaled_rows.py` also say how every tensor changes with width and depth, for a
+model with a base model (`models.parametrized`). A row may have settings, as in
+`layerscale(init=0.1)` or `tp6(alpha=0.5, gamma=0.0, base_depth=4)`.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ import math
 
 from model_lib import spec as spec_lib
 from model_lib.errors import UserError
-from model_lib.parametrization.residual_rows import CHOICES, MAKERS
+from model_lib.parametrization import residual_rows, scaled_rows
 from model_lib.parametrization.row import STANDARD, Parametrization
 from model_lib.spec import nearest
 
+MAKERS = {**residual_rows.MAKERS, **scaled_rows.MAKERS}
+CHOICES = {**residual_rows.CHOICES, **scaled_rows.CHOICES}
 _TABLE = {
   'sp': Parametrization('sp', 'Framework defaults; He et al. 2015, arXiv:1502.01852, for the gain',
                         STANDARD),

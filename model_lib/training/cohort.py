@@ -17,10 +17,19 @@ Number = int | float
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-  """A model by name with its static arguments (strings, numbers, tuples)."""
+  """A model by name with its static arguments (strings, numbers, tuples).
+
+  Attributes:
+    name, arguments: as of `models.build`.
+    base, delta: the arguments in which the base model of its parametrization and the delta model
+      differ, such as {'width': 64} and {'width': 128}; empty without rules of width and depth
+      (`models.parametrized`).
+  """
 
   name: str
   arguments: Mapping[str, object] = dataclasses.field(default_factory=dict)
+  base: Mapping[str, object] = dataclasses.field(default_factory=dict)
+  delta: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +40,10 @@ class OptimizerSpec:
   members (`Member.hp`); what stands here is the same for the whole cohort.
 
   Attributes:
-    name: 'adam' (with decoupled weight decay) or 'sgd'.
-    b1, b2, eps: Adam's constants (optax.scale_by_adam).
-    momentum: heavy-ball momentum of 'sgd'.
+    name: one of `training.optimizers.NAMES`, 'adam' or 'sgd' among them; the weight decay is
+      decoupled in all.
+    b1, b2, eps: Adam's constants (optax.scale_by_adam); see `training.optimizers` for the others'.
+    momentum: heavy-ball momentum of 'sgd', and of 'muon' the beta of its mean.
     schedule: 'constant' or 'cosine' (reaches `final` after the last step); multiplies the rate.
     warmup: share of the steps with a linear rise from 1 / (steps of it) to 1.
     final: share of the rate at which 'cosine' ends.
@@ -41,6 +51,9 @@ class OptimizerSpec:
     clip: largest norm of the gradient of all parameters, which is scaled down to it; 0 for none.
     decayed: which parameters decay: 'all', or 'kernels' (named kernel or embedding: no biases, no
       gains).
+    decay: how the decay of a parameter and the factor of its learning rate belong together, one of
+      `parametrization.optimizers.DECAYS`; all but 'independent' are one without such factors.
+    multiply_by_parameter_scale: whether 'adafactor' multiplies by the rms of the parameter.
     trained: parts of the paths of the parameters that move ('lora_'); empty for all.
     micro_batches: parts into which a batch is cut, one after the other, to save memory; their
       gradients are averaged.
@@ -57,6 +70,8 @@ class OptimizerSpec:
   horizon: int = 0
   clip: float = 0.0
   decayed: str = 'all'
+  decay: str = 'compensated'
+  multiply_by_parameter_scale: bool = False
   trained: tuple[str, ...] = ()
   micro_batches: int = 1
 
@@ -145,7 +160,12 @@ class Cohort:
     _drop(described, Cohort, ('evaluate_at', 'keep_at', 'data', 'start', 'fresh',
                               'last_steps'))
     _drop(described['optimizer'], OptimizerSpec,
-          ('final', 'horizon', 'clip', 'decayed', 'trained', 'micro_batches'))
+          ('final', 'horizon', 'clip', 'decayed', 'decay', 'multiply_by_parameter_scale',
+           'trained', 'micro_batches'))
+    for model in (described['model'], *(described['time_reference'] or ())[1:]):
+      for name in ('base', 'delta'):
+        if not model[name]:
+          del model[name]
     for member in described['members']:
       _drop(member, Member, ('start',))
     text = json.dumps(described, sort_keys=True, default=list)

@@ -26,6 +26,7 @@ import numpy as np
 
 from model_lib.errors import UserError
 from model_lib.models.candidate import encode
+from model_lib.models.parametrized import Parametrized
 from model_lib.training import state as state_lib
 from model_lib.training.cohort import Cohort, Member
 from model_lib.training.state import TrainState
@@ -88,7 +89,8 @@ class Population:
   def __init__(self, cohort: Cohort, model, task, arrays: dict[str, Any], batching: str):
     """Args:
       cohort: the members and the program.
-      model: Linen module; called as model.apply(variables, inputs, train=...).
+      model: Linen module, or one with factors of its parameters (`models.parametrized`); called
+        as model.apply(variables, inputs, train=...).
       task: from model_lib.training.tasks.
       arrays: host or device arrays that the task reads (their shapes are compiled in).
       batching: 'map' or 'vmap'.
@@ -107,9 +109,10 @@ class Population:
       raise UserError(f'{cohort.name}: a batch of {cohort.batch_size} cannot be cut into {parts} '
                       'equal micro-batches')
     self.cohort, self.model, self.task, self.batching = cohort, model, task, batching
-    self.tx = state_lib.direction(cohort.optimizer)
     self.factor = state_lib.schedule(cohort.optimizer, cohort.steps)
     self.example = task.example_inputs(arrays, min(2, cohort.batch_size))
+    labels = (model.labels(self.example, train=False) if isinstance(model, Parametrized) else None)
+    self.tx = state_lib.direction(cohort.optimizer, labels)
     self._init: dict[int, Future] = {}
     self._model_hp = self._abstract = None
     self._metric_names: tuple[str, ...] = ()

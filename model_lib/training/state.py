@@ -15,6 +15,11 @@ import optax
 
 from model_lib.errors import UserError
 from model_lib.models.candidate import CANDIDATE
+from model_lib.models.parametrized import BRANCH
+from model_lib.parametrization.label import Label
+from model_lib.parametrization.optimizers import DECAYS
+from model_lib.spec import nearest
+from model_lib.training import optimizers
 from model_lib.training.cohort import Member, Number, OptimizerSpec
 
 Encode = Callable[[str], Mapping[str, np.ndarray]]
@@ -47,15 +52,35 @@ class TrainState:
   diverged_step: jax.Array
 
 
-def direction(spec: OptimizerSpec) -> optax.GradientTransformation:
-  """The optimizer without its learning rate, which is a swept number."""
-  if spec.name == 'adam':
-    rule = optax.scale_by_adam(b1=spec.b1, b2=spec.b2, eps=spec.eps)
-  elif spec.name == 'sgd':
-    rule = optax.trace(decay=spec.momentum) if spec.momentum else optax.identity()
-  else:
-    raise UserError(f"optimizer '{spec.name}' is unknown; there are: adam, sgd")
-  return optax.chain(optax.clip_by_global_norm(spec.clip), rule) if spec.clip else rule
+def direction(spec: OptimizerSpec,
+              labels: Mapping[str, Label] | None = None) -> optax.GradientTransformation:
+  """The optimizer without its learning rate, which is a swept number.
+
+  Args:
+    spec: what it is.
+    labels: of the parameters of a model with factors (`models.parametrized`). The update then
+      takes `gradient`, a tree of their factors of the gradient, applied after clipping.
+
+  Raises:
+    UserError: an unknown optimizer or decay, or muon without labels.
+  """
+  if spec.decay not in DECAYS:
+    raise UserError(f'unknown decay {spec.decay!r}{nearest(spec.decay, DECAYS)}; '
+                    f'known: {", ".join(DECAYS)}')
+  steps = [optax.clip_by_global_norm(spec.clip)] if spec.clip else []
+  if labels is not None:
+    steps.append(_scale_by_gradient())
+  rule = optimizers.rule(spec, labels)
+  return optax.chain(*steps, rule) if steps else rule
+
+
+def _scale_by_gradient() -> optax.GradientTransformationExtraArgs:
+  """Multiplies by the tree `gradient` that comes with the update."""
+  def update(updates, state, params=None, *, gradient, **more):
+    del params, more
+    return jax.tree.map(lambda g, f: (g * f).astype(g.dtype), updates, gradient), state
+
+  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def schedule(spec: OptimizerSpec, steps: int) -> optax.Schedule:
@@ -97,6 +122,8 @@ def stack_hp(members: Sequence[Member], model_hp: Mapping, encode: Encode | None
   n = len(members)
   flat = flax.traverse_util.flatten_dict(dict(model_hp), sep='/')
   stacked = {k: np.repeat(np.asarray(v)[None], n, 0) for k, v in flat.items()}
+  # The factors of parameters end with the names of those: they are known by their paths alone.
+  short = {p: p.rsplit('/', 1)[-1] for p in stacked if not p.startswith(f'{BRANCH}/')}
   optimizer = {k: np.zeros(n, np.float32) for k in OPTIMIZER_HP}
   for i, member in enumerate(members):
     if 'learning_rate' not in member.hp:
@@ -105,9 +132,9 @@ def stack_hp(members: Sequence[Member], model_hp: Mapping, encode: Encode | None
       if name in optimizer:
         optimizer[name][i] = value
         continue
-      paths = [p for p in stacked if p == name or p.rsplit('/', 1)[-1] == name]
+      paths = [p for p in stacked if p == name or short.get(p) == name]
       if not paths:
-        known = sorted({*optimizer, *(p.rsplit('/', 1)[-1] for p in stacked)})
+        known = sorted({*optimizer, *short.values()})
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(known)}"
         raise UserError(f"hp name '{name}' is read by neither the optimizer nor the model{hint}")
@@ -174,9 +201,10 @@ def train_step(model, spec: OptimizerSpec, tx, factor, task, state: TrainState, 
   loss = mean over the batch of task.losses; with rate = learning_rate * factor(step):
   params <- params - rate * (direction(gradient) + weight_decay * params),
   followed by the model's projection, if it has one. The gradient is that of the loss plus the
-  terms that the model sows into `losses`. A model whose swept numbers follow the loss has a method
-  after_loss(collections, hp, loss) -> (collections, hp) of the next step.
-  A loss that is not finite marks the run as diverged at this step; from then on
+  terms that the model sows into `losses`. A model with factors of its parameters
+  (`models.parametrized`) has them on gradient, direction and decay. A model whose swept numbers
+  follow the loss has a method after_loss(collections, hp, loss) -> (collections, hp) of the next
+  step. A loss that is not finite marks the run as diverged at this step; from then on
   its update is masked. The mask acts on the update alone: a selection over the
   whole state would cost 30 % of a step. The gradient is not tested, which would
   cost another 5 %: one that is not finite shows in the next step's loss.
@@ -186,6 +214,28 @@ def train_step(model, spec: OptimizerSpec, tx, factor, task, state: TrainState, 
     {'accuracy', 'grad_norm'} and, where terms are sown, {'auxiliary'}, for the steps that are
     recorded.
   """
+  grads, loss, collections, extra = _gradient(model, spec, task, state, inputs, targets)
+  finite = jnp.isfinite(loss + extra['auxiliary'] if 'auxiliary' in extra else loss)
+  alive = finite & (state.diverged_step < 0)
+  params, opt_state = _updated(model, spec, tx, factor, state, grads, alive)
+
+  def details():
+    return {**{k: v.mean() for k, v in extra.items()}, 'grad_norm': optax.tree.norm(grads)}
+
+  swept, follow = state.hp, getattr(model, 'after_loss', None)
+  if follow:
+    collections, of_model = follow(collections, swept['model'], loss)
+    swept = {**swept, 'model': of_model}
+  state = state.replace(
+      step=state.step + 1, params=params, opt_state=opt_state, hp=swept,
+      collections=collections,
+      diverged_step=jnp.where((state.diverged_step < 0) & ~finite, state.step,
+                              state.diverged_step))
+  return state, loss, details
+
+
+def _gradient(model, spec: OptimizerSpec, task, state: TrainState, inputs, targets):
+  """(gradients, loss, collections, further metrics) of a batch, in as many parts as `spec` says."""
   noise = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl='threefry2x32'), state.step)
 
   def gradient(collections, noise, inputs, targets):
@@ -208,43 +258,51 @@ def train_step(model, spec: OptimizerSpec, tx, factor, task, state: TrainState, 
     return grads, *found
 
   if spec.micro_batches == 1:
-    grads, loss, collections, extra = gradient(state.collections, noise, inputs, targets)
-  else:
-    grads, loss, collections, extra = _accumulated(
-        gradient, spec.micro_batches, state, noise, inputs, targets)
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  finite = jnp.isfinite(loss + extra['auxiliary'] if 'auxiliary' in extra else loss)
-  alive = finite & (state.diverged_step < 0)
+    return gradient(state.collections, noise, inputs, targets)
+  return _accumulated(gradient, spec.micro_batches, state, noise, inputs, targets)
+
+
+def _updated(model, spec: OptimizerSpec, tx, factor, state: TrainState, grads, alive):
+  """(params, opt_state) after the step; the params are unchanged where `alive` is False.
+
+  With factors of the parameters, f.learning_rate and f.decay, and k as in
+  `parametrization.optimizers`,
+
+    params <- params - rate * (f.learning_rate * direction(gradient) + k * weight_decay * params).
+  """
+  numbers = state.hp['model'].get(BRANCH)
+  scaled = {'gradient': numbers['gradient']} if numbers else {}
+  updates, opt_state = tx.update(grads, state.opt_state, state.params, **scaled)
   hp = state.hp['optimizer']
-  rate = hp['learning_rate'] * factor(state.step)
+  schedule = factor(state.step)
+  rate = hp['learning_rate'] * schedule
   decay = hp['weight_decay']
 
-  def move(path, p, u):
+  def move(path, p, u, learning_rate=None, own=None):
     if not trains(spec, path):
       return p
-    if spec.decayed == 'all' or path[-1].key in _KERNELS:
-      u = u + decay * p
-    return p - jnp.where(alive, rate * u, jnp.zeros_like(p)).astype(p.dtype)
+    k = decay
+    if learning_rate is not None:
+      u = u * learning_rate
+      k = decay * {'coupled': learning_rate * (own != 0), 'compensated': learning_rate * own,
+                   'independent': own != 0}[spec.decay]
+    decays = spec.decayed == 'all' or path[-1].key in _KERNELS
+    if decays and spec.decay != 'independent':
+      u = u + k * p
+    step = rate * u
+    if decays and spec.decay == 'independent':
+      step = step + schedule * k * p
+    return p - jnp.where(alive, step, jnp.zeros_like(p)).astype(p.dtype)
 
-  def details():
-    return {**{k: v.mean() for k, v in extra.items()}, 'grad_norm': optax.tree.norm(grads)}
-
-  params = jax.tree_util.tree_map_with_path(move, state.params, updates)
+  params = jax.tree_util.tree_map_with_path(
+      move, state.params, updates,
+      *((numbers['learning_rate'], numbers['decay']) if numbers else ()))
   project = projection(model)
   if project:
     # A projection of what lies on the set already may round: a masked run keeps its bits.
     params = jax.tree.map(lambda old, new: jnp.where(alive, new, old), state.params,
                           project(params))
-  swept, follow = state.hp, getattr(model, 'after_loss', None)
-  if follow:
-    collections, of_model = follow(collections, swept['model'], loss)
-    swept = {**swept, 'model': of_model}
-  state = state.replace(
-      step=state.step + 1, params=params, opt_state=opt_state, hp=swept,
-      collections=collections,
-      diverged_step=jnp.where((state.diverged_step < 0) & ~finite, state.step,
-                              state.diverged_step))
-  return state, loss, details
+  return params, opt_state
 
 
 def _accumulated(gradient, parts: int, state: TrainState, noise, inputs, targets):

@@ -129,7 +129,7 @@ def test_gated_arms_have_as_many_parameters():
   data = datasets.load(study.data(settings), '').beside[glu.TEXT]
   counts = {}
   for arm in settings.glu.activations:
-    built = data.build(glu.model(settings, arm))
+    built = data.build(glu.model(settings, arm), glu.OPTIMIZER)
     shapes = jax.eval_shape(lambda built=built: built.init(
         jax.random.key(0), np.zeros((1, 8), np.int32), train=False)['params'])
     counts[arm] = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))

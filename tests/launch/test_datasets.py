@@ -15,7 +15,7 @@ from launch.study.request import DataRequest
 from model_lib.errors import UserError
 from model_lib.training import loop, planning
 from model_lib.training import population as population_lib
-from model_lib.training.cohort import Cohort, Member, ModelSpec
+from model_lib.training.cohort import Cohort, Member, ModelSpec, OptimizerSpec
 from model_lib.training.metrics import MetricsFile
 from model_lib.training.population import Population, evaluation_index
 
@@ -58,7 +58,7 @@ class Training:
       patch.setattr(datasets, 'STREAM_BLOCK_BYTES', k * STEP_BYTES)
       self.prepared = prepared = study.prepare(cohort, feed)
     assert prepared.steps_per_call == (k if feed == 'stream' else 0)
-    self.population = Population(cohort, study.build(cohort.model), prepared.task,
+    self.population = Population(cohort, study.build(cohort.model, cohort.optimizer), prepared.task,
                                  prepared.arrays, 'map')
     self.plan = planning.Plan('map', len(cohort.members), k, k, 0.0, 0.0, 0.0)
     self.call = loop.compile_for(self.population, self.plan, prepared.arrays, prepared.n_streams,
@@ -207,8 +207,8 @@ def test_data_of_the_other_kind(study, data_dir):
 
 
 def test_the_data_decides_the_outputs(study):
-  assert study.build(MODEL).num_classes == 4
-  assert study.build(ModelSpec('mlp', {'num_classes': 7})).num_classes == 7
+  assert study.build(MODEL, OptimizerSpec()).num_classes == 4
+  assert study.build(ModelSpec('mlp', {'num_classes': 7}), OptimizerSpec()).num_classes == 7
 
 
 def test_text(data_dir, tmp_path):
@@ -218,7 +218,8 @@ def test_text(data_dir, tmp_path):
   runs = (member(0, split=0, hp={'learning_rate': 1e-2}),
           member(0, split=0, hp={'learning_rate': 0.0}))
   cohort = Cohort('text', model, runs, 80, 16)
-  assert study.build(model).vocab == 256 and study.build(model).length == 32
+  built = study.build(model, cohort.optimizer)
+  assert built.vocab == 256 and built.length == 32
   with pytest.raises(UserError, match='config.engine.feed: text lies on the device'):
     study.prepare(cohort, 'stream')
   training = Training(study, cohort, 'device', k=40, evaluates=False)

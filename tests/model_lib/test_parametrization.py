@@ -14,7 +14,8 @@ pytestmark = pytest.mark.usefixtures('unoptimized')
 def test_names_are_the_rows() -> None:
   assert names() == (
     'sp', 'gpt2', 'deepnorm', 'subln', 'fixup', 'tfixup', 'skipinit', 'rezero', 'layerscale',
-    'lns', 'admin', 'ds_init', 'nf', 'normformer', 'ngpt')
+    'lns', 'admin', 'ds_init', 'nf', 'normformer', 'ngpt',
+    'ntk', 'mean_field', 'mup', 'tp6', 'depth_mup', 'ode', 'completep', 'umup')
   assert all(get_parametrization(name).name == name for name in names())
 
 

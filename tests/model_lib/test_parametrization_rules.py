@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model_lib.errors import UserError
-from model_lib.parametrization import Branch, get_parametrization, table
+from model_lib.parametrization import Branch, get_parametrization
 from model_lib.parametrization import scaled_rows as rows
 from model_lib.parametrization.label import KINDS, Extent, Label
 from model_lib.parametrization.rules import FAMILIES, Factors, factors, init_gain, tied_multiplier
@@ -198,22 +198,18 @@ def test_the_branches_of_umup_keep_the_streams_variance() -> None:
     row.factors(Branch(1, 3, per_block=1))
 
 
-def test_multipliers_are_read_where_those_of_all_rows_are(monkeypatch) -> None:
+def test_multipliers_are_read_where_those_of_all_rows_are() -> None:
   assert rows.depth_mup(a=2, base_depth=8).factors(Branch(3, 32)) == {'branch_scale': 1.0}
   assert rows.ode(base_depth=8).factors(Branch(3, 32)) == {'branch_scale': 1 / 4}
   assert rows.mup().factors(Branch(3, 32)) == {}
   assert rows.completep(base_head_dim=64).attention_multiplier(64) == 1 / 8
   assert rows.completep(base_head_dim=64).attention_multiplier(256) == 1 / 32
   assert rows.ntk().attention_multiplier(256) == 1 / 16
-  # The makers are those of the table: its grammar reads them.
-  monkeypatch.setattr(table, 'MAKERS', {**table.MAKERS, **rows.MAKERS})
-  monkeypatch.setattr(table, 'CHOICES', {**table.CHOICES, **rows.CHOICES})
   row = get_parametrization('completep(alpha=0.5, base_depth=8)')
   assert row.factors(Branch(1, 32)) == {'branch_scale': 1 / 2}
   assert get_parametrization('mup(form=table3)').tensors == rows.mup('table3').tensors
   with pytest.raises(UserError, match='table3 or table8 or table9'):
     get_parametrization('mup(form=table5)')
-  table._with_settings.cache_clear()
 
 
 def test_rows_without_rules_of_width_are_standard_in_it() -> None:
