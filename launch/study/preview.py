@@ -36,7 +36,7 @@ _MACS_PER_S = 2.5e10
 _MACS_PER_PARAMETER = 3
 # A step's work over that of its dense layers. The ViT, batch 64 of 16 tokens, took 7.7 to 10.5 ms
 # for 81 million multiply-adds: attention, norms and activations take longer than the products.
-_BESIDE_DENSE = {'mlp': 1.0}
+_BESIDE_DENSE = {'mlp': 1.0, 'resmlp': 1.0, 'deep_mlp': 1.0}  # without tokens: images flattened
 _BESIDE_DENSE_TRANSFORMER = 3.0
 # What no step goes below: 85 parameters and a batch of one took 5.6 to 7.7 us.
 _STEP_OVERHEAD_S = 6e-6
@@ -84,7 +84,7 @@ def _cost(cohort: Cohort, data: datasets.StudyData):
   parameters = population.n_parameters()
   state = sum(math.prod(s.shape) * s.dtype.itemsize for s in _leaves(abstract)) / 2**20
   tokens = 1
-  if cohort.model.name != 'mlp':
+  if cohort.model.name not in _BESIDE_DENSE:
     inputs = data.dataset.inputs.shape[1:]
     patch = dict(cohort.model.arguments).get('patch', 1)
     tokens = max(1, int(np.prod(inputs[:2])) // patch**2)
