@@ -70,11 +70,15 @@ _TINY_DEPTH = dict(
 _TINY_WIDTH = dict(
     widths=(8, 16), layers=2, optimizers=('adam',), rates=5, adam_lowest=-9.0, seeds=2, steps=16,
     batch_size=32, decay=0.0, multiplied=False, second_depths=(2, 4), second_seeds=1)
+_SPANNING = (  # from even functions, whose gradients are orthogonal, to the identity
+    'identity', 'relu', 'leaky_relu', 'abs', 'tanh', 'erf', 'sigmoid', 'soft_sign', 'hard_tanh',
+    'elu', 'selu', 'gelu', 'silu', 'mish', 'hard_silu', 'softplus', 'sin', 'gaussian', 'lisht',
+    'relu_squared')
 PRESETS = {
     'smoke': {**{f'depth.{k}': v for k, v in _TINY_DEPTH.items()},
               **{f'width.{k}': v for k, v in _TINY_WIDTH.items()}},
     'cpu': {'depth.families': ('depth_mup', 'ode', 'sp', 'abs_matched', 'abs_same', 'pre'),
-            'depth.seeds': 8, 'depth.map_depths': (2, 64)},
+            'depth.seeds': 8, 'depth.gradient_functions': _SPANNING, 'depth.map_depths': (2, 64)},
     # The paper's data and width, an eighth of its steps.
     'gpu': {'parts': ('depth', 'width', 'gpt'), 'dataset': 'cifar10', 'images': 0,
             'depth.families': ('depth_mup', 'ode', 'sp', 'abs'), 'depth.random_labels': False,

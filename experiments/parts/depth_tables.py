@@ -177,19 +177,17 @@ def feature_table(rows: pd.DataFrame, dataset: str) -> Table:
 def gradient_table(rows: pd.DataFrame) -> Table:
   """Cosines of gradients of neighbouring layers, the largest deviation first."""
   own = rows[rows.phase == 'gradients']
-  wide = own.pivot(index='activation', columns='prenorm', values=['value', 'predicted', 'far'])
+  wide = own.pivot(index='activation', columns='prenorm', values=['value', 'predicted'])
   listed = []
   for name, row in wide.iterrows():
     predicted = row['predicted', 1]
     listed.append({'activation': name, 'predicted': predicted, 'normed': row['value', 1],
-                   'apart': row['value', 1] - predicted, 'plain': row['value', 0],
-                   'far': row['far', 0]})
+                   'apart': row['value', 1] - predicted, 'plain': row['value', 0]})
   listed.sort(key=lambda row: -abs(row['apart']))
   return Table('Gradient diversity: cosine of neighbouring layers at the start', (
       Column('activation', 'activation', right=False),
       Column('predicted', "(E f')^2 / E f'^2", format=fixed(3)),
       Column('normed', 'measured, prenorm', format=fixed(3)),
       Column('apart', 'difference', format=fixed(3, signed=True)),
-      Column('plain', 'without norm', format=fixed(3)),
-      Column('far', 'L/4 and 3L/4, without norm', format=fixed(3))), listed,
+      Column('plain', 'without norm', format=fixed(3))), listed,
       [f'{len(listed)} pointwise functions, largest difference first.'])

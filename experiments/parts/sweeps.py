@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -43,16 +44,17 @@ class Sweep:
   seeds: np.ndarray
   losses: np.ndarray
 
-  @property
+  @functools.cached_property
   def mean(self) -> np.ndarray:
     """[R]: over seeds."""
     return self.losses.mean(1)
 
-  @property
+  @functools.cached_property
   def best(self) -> int:
     """Place of the lowest mean; between equal ones the one nearest to the middle."""
+    lowest = np.flatnonzero(self.mean == self.mean.min())
     middle = (len(self.octaves) - 1) / 2
-    return min(range(len(self.octaves)), key=lambda i: (self.mean[i], abs(i - middle), i))
+    return int(lowest[np.argmin(np.abs(lowest - middle))])
 
   @property
   def at_edge(self) -> bool:
