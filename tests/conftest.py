@@ -76,6 +76,8 @@ def unoptimized(request: pytest.FixtureRequest) -> Iterator[None]:
 # Whole studies in child processes take longest: they come first, since a process that has no file
 # left waits for the other. (pytest-xdist's own order, most tests first, puts them last.)
 _FIRST = ('test_readme.py', 'launch', 'experiments')
+# What the tests marked `parity` compare with.
+PARITY = ('torch', 'transformers', 'mup')
 
 
 def _place(item: pytest.Item) -> int:
@@ -85,8 +87,7 @@ def _place(item: pytest.Item) -> int:
 
 def _missing() -> str:
   """What the parity tests need and is not installed, '' if nothing."""
-  return next((name for name in ('torch', 'transformers')
-               if importlib.util.find_spec(name) is None), '')
+  return next((name for name in PARITY if importlib.util.find_spec(name) is None), '')
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -109,8 +110,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
       report for outcome in ('passed', 'failed')
       for report in terminalreporter.stats.get(outcome, ())
       if report.when == 'call' and 'parity' in report.keywords]
-    versions = ' and '.join(f'{name} {importlib.metadata.version(name)}'
-                            for name in ('torch', 'transformers'))
+    versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in PARITY)
     line = (f'ran {len(reports)} tests against {versions}' if reports
             else 'no parity test was selected')
   terminalreporter.write_line(f'parity: {line}')

@@ -5,7 +5,7 @@ The tiers (`-m 'not slow and not benchmark'`) deselect tests, they do not skip t
 """
 SKIPS: dict[str, str] = {
   'tests/conftest.py::pytest_collection_modifyitems':
-    'Tests marked `parity` compare with torch and transformers, an optional extra, for '
+    'Tests marked `parity` compare with torch, transformers and mup, an optional extra, for '
     'Python 3.11 only; '
     'a line of the summary says whether they ran.',
   'tests/experiments/test_gallery.py::test_the_search_finds':

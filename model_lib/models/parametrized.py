@@ -11,8 +11,9 @@ branch more, of trees like `params` with a float32 scalar per parameter,
   parametrization/learning_rate  factor of the learning rate
   parametrization/decay          factor of the weight decay; 0: it does not decay
 
-of which training reads the last three. Factors of branches and of attention logits are read from
-the row by the model itself, where it has them (`models.residual`, `models.attention`).
+(and `tied`, the factor of the logits of a readout that is an embedding). Training reads the last
+three. Factors of branches and of attention logits are read from the row by the model itself, where
+it has them (`models.residual`, `models.attention`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from model_lib.parametrization.kinds import STACK, label_parameters
 from model_lib.parametrization.label import Label
 from model_lib.parametrization.rules import Factors
 from model_lib.parametrization.scaled_rows import ScaledRow
+from model_lib.spec import nearest
 
 BRANCH = 'parametrization'  # in `hp`
 NUMBERS = ('start', 'multiplier', 'gradient', 'learning_rate', 'decay')
@@ -46,9 +48,8 @@ class Parametrized:
 
   `init`, `apply` and `bind` take and give what the module's do; all other attributes are the
   module's. No layer changes, so any module will do. What its layers cannot be told from outside
-  is its own matter: the factors of residual branches (`Parametrization.branch_multiplier`), of
-  attention logits (`attention_multiplier`), and a readout that is tied to an embedding
-  (`rules.tied_multiplier`).
+  is its own matter: the factors of residual branches (`Parametrization.branch_multiplier`) and of
+  attention logits (`attention_multiplier`).
 
   Attributes:
     model: the module.
@@ -57,11 +58,13 @@ class Parametrized:
     row: of the table, or its name with settings.
     family: of optimizers, one of `rules.FAMILIES`.
     stack: pattern of the paths in the residual stack (`label_parameters`).
-    overrides: pattern -> kind, where the shapes do not tell.
+    kinds: pattern -> kind, where the shapes do not tell.
     fan_in_power: the power of the fan-in in the module's own stds of kernels, -0.5 for most
       initializers and 0 for `normal(0.02)`; None for that of the row's rules, which the models
       of this package follow. Other stds must not depend on the width: `nn.Embed` needs an
       `embedding_init` without fan-in.
+    tied: path of the embedding that is the readout as well, '' for none. The module then returns
+      logits alone, with no bias, and they are multiplied (`rules.tied_multiplier`).
   """
 
   model: Any
@@ -70,8 +73,9 @@ class Parametrized:
   row: Parametrization | str = 'mup'
   family: str = 'adam'
   stack: str = STACK
-  overrides: Mapping[str, str] | None = None
+  kinds: Mapping[str, str] | None = None
   fan_in_power: float | None = None
+  tied: str = ''
 
   def __post_init__(self):
     if isinstance(self.row, str):
@@ -89,7 +93,7 @@ class Parametrized:
     """Path -> label of every parameter; UserError as `label_parameters`. Allocates nothing."""
     trees = [jax.eval_shape(lambda key, module=module: module.init(key, *args, **kwargs)['params'],
                             jax.random.key(0)) for module in (self.base, self.delta, self.model)]
-    return label_parameters(*trees, stack=self.stack, overrides=self.overrides)
+    return label_parameters(*trees, stack=self.stack, kinds=self.kinds)
 
   def factors(self, *args, **kwargs) -> dict[str, Factors]:
     """Path -> factors of every parameter; UserError as `labels` and `rules.factors`."""
@@ -107,9 +111,14 @@ class Parametrized:
       path: {'start': self._start(labels[path], f), 'multiplier': f.multiplier,
              'gradient': 1 / f.eps, 'learning_rate': f.learning_rate, 'decay': f.decay}
       for path, f in self._factors(labels).items()}
-    return {name: flax.traverse_util.unflatten_dict(
+    numbers = {name: flax.traverse_util.unflatten_dict(
       {path: jnp.asarray(each[name], jnp.float32) for path, each in values.items()}, sep='/')
-            for name in NUMBERS}
+               for name in NUMBERS}
+    if self.tied:
+      if self.tied not in labels:
+        raise UserError(f'tied={self.tied!r} is no parameter{nearest(self.tied, labels)}')
+      numbers['tied'] = jnp.asarray(rules.tied_multiplier(self.row, labels[self.tied]), jnp.float32)
+    return numbers
 
   def _factors(self, labels: Mapping[str, Label]) -> dict[str, Factors]:
     return {path: rules.factors(self.row, label, self.family) for path, label in labels.items()}
@@ -145,18 +154,29 @@ class Parametrized:
       return None, {**made, 'params': _times(made['params'], numbers['start'])}
     found = self.model.apply(self.effective(variables), *args, mutable=mutable, **kwargs)
     if mutable is False:
-      return found
+      return self._logits(found, variables)
     output, updated = found
     # The module has changed neither, and what it got are not the variables.
-    return output, {name: variables[name] if name in ('params', 'hp') else collection
-                    for name, collection in updated.items()}
+    return self._logits(output, variables), {
+      name: variables[name] if name in ('params', 'hp') else collection
+      for name, collection in updated.items()}
+
+  def _logits(self, output: Any, variables: Mapping[str, Any]) -> Any:
+    if not self.tied:
+      return output
+    if not isinstance(output, jax.Array):
+      raise UserError(f'tied={self.tied!r} is for a module that returns its logits alone, and this '
+                      f'call returns a {type(output).__name__}; untie it')
+    return (output * variables['hp'][BRANCH]['tied']).astype(output.dtype)
 
   def bind(self, variables: Mapping[str, Any], *args, **kwargs):
-    """The module bound to multiplier * w for every parameter w."""
+    """The module bound to multiplier * w for every parameter w; not for a tied one."""
+    if self.tied:
+      raise UserError(f'tied={self.tied!r}: the factor of the logits is applied by `apply` alone')
     return self.model.bind(self.effective(variables), *args, **kwargs)
 
   def effective(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables with which the bare module computes the same."""
+    """The variables with which the bare module computes the same, but for `tied`."""
     numbers, inner = _split(variables)
     return {**inner, 'params': _times(inner['params'], numbers['multiplier'])}
 

@@ -5,8 +5,8 @@ changed, `target` the model at hand. A dimension is scalable exactly if base and
 it, so nothing is guessed from names or sizes; the depth of base and delta is the same. Shapes come
 from `jax.eval_shape(model.init, ...)['params']`, which allocates nothing.
 
-Layouts are flax's: a `kernel` is [..., in, out] (a convolution [h, w, in, out]), a `table` or
-`embedding` [rows, features].
+Layouts are flax's: a `kernel` is [..., in, out] (a convolution [h, w, in, out]) or, of attention
+heads, [in, heads, size] or [heads, size, out]; a `table` or `embedding` [rows, features].
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from typing import Any, TypeVar
 import jax
 
 from model_lib.errors import UserError
-from model_lib.parametrization.label import KINDS, ONE, Extent, Label
+from model_lib.parametrization.label import KINDS, Extent, Label
 from model_lib.spec import nearest
 
 # Paths of the parameters in the residual stacks of `model_lib.models`, with the block's number.
 STACK = r'(?:^|/)(?:\w+_)?(?:block|attention|feed_forward|residual)_(\d+)/'
 _LOOKUPS = ('table', 'embedding')
+_THIN = ('bias', 'scale')  # vectors even where they have an axis of heads
+# Axes of [in, heads, size] (for the second of [heads, size, out] too) that grow together.
+_MORE_HEADS, _LARGER_HEADS = (0, 1), (0, 2)
 Shapes = dict[str, tuple[int, ...]]
 T = TypeVar('T')
 
@@ -55,7 +58,7 @@ def _path(path) -> str:
 
 
 def label_parameters(base: Any, delta: Any, target: Any, *, stack: str = STACK,
-                     overrides: Mapping[str, str] | None = None) -> dict[str, Label]:
+                     kinds: Mapping[str, str] | None = None) -> dict[str, Label]:
   """Path -> label of every parameter of `target`.
 
   Args:
@@ -63,14 +66,14 @@ def label_parameters(base: Any, delta: Any, target: Any, *, stack: str = STACK,
     stack: pattern (`re.search`) of the paths in the residual stack. With a group, that is the
       block's number. Without one the layers are scanned: the first axis of every such parameter
       counts the blocks, and is no dimension of the tensor. '' for a model without a stack.
-    overrides: pattern -> kind, for parameters whose layout the shapes do not tell.
+    kinds: pattern -> kind, for parameters whose layout the shapes do not tell.
 
   Raises:
     UserError: a parameter is unlabelled or labelled twice, a base shape does not fit, a pattern
       matches nothing, or delta is no wider. The message names the parameter and the cure.
   """
   base, delta, target = shapes(base), shapes(delta), shapes(target)
-  overrides = dict(overrides or {})
+  kinds = dict(kinds or {})
   if set(base) != set(delta):
     raise UserError(f'{min(set(base) ^ set(delta))}: base and delta must have the same parameters; '
                     'they may differ in width alone, not in depth')
@@ -78,15 +81,16 @@ def label_parameters(base: Any, delta: Any, target: Any, *, stack: str = STACK,
     raise UserError('base and delta have the same shapes, so no dimension is scalable; '
                     'build delta with another width')
   finder = _Stack(stack, base, target)
-  labels = {path: _label(path, shape, base, delta, finder, overrides)
+  labels = {path: _label(path, shape, base, delta, finder, kinds)
             for path, shape in target.items()}
   extra = {finder.key(path) for path in base} - {finder.key(path) for path in target}
   if extra:
     raise UserError(f'{min(extra)}: the base model has this parameter and the target has not; '
                     'build both from the same settings')
-  for pattern in overrides:
+  for pattern in kinds:
     if not any(re.search(pattern, path) for path in target):
-      raise UserError(f'the override {pattern!r} matches no parameter{nearest(pattern, target)}')
+      raise UserError(f'kinds: the pattern {pattern!r} matches no parameter'
+                      f'{nearest(pattern, target)}')
   return labels
 
 
@@ -138,7 +142,7 @@ class _Stack:
 
 
 def _label(path: str, shape: tuple[int, ...], base: Shapes, delta: Shapes, stack: _Stack,
-           overrides: Mapping[str, str]) -> Label:
+           kinds: Mapping[str, str]) -> Label:
   twin = stack.counterpart(path)
   of_base, of_delta = base[twin], delta[twin]
   if not len(shape) == len(of_base) == len(of_delta):
@@ -157,20 +161,20 @@ def _label(path: str, shape: tuple[int, ...], base: Shapes, delta: Shapes, stack
         f'{path}: base shape {of_base} does not fit shape {shape}: axis {i} differs, but base and '
         'delta agree in it; change it in delta too if it grows with width, name the stack with '
         'stack= if it counts blocks, or build base with the same size')
-  kind, name = _kind(path, scalable, len(shape), overrides), path.rsplit('/', 1)[-1]
-  if len(shape) < 2:
-    fans = ONE, Extent(math.prod(of_base), math.prod(shape))
-  else:
-    fans = (Extent(math.prod(of_base[:-1]), math.prod(shape[:-1])), Extent(of_base[-1], shape[-1]))
-  if kind in ('vector', 'scalar') and len(shape) >= 2:
-    fans = ONE, Extent(math.prod(of_base), math.prod(shape))
+  kind, name = _kind(path, scalable, len(shape), kinds), path.rsplit('/', 1)[-1]
+  # Of heads whose number grows, [in, heads, size], the last two axes are the outputs.
+  split = 1 if scalable == _MORE_HEADS and name == 'kernel' else len(shape) - 1
+  if len(shape) < 2 or kind in ('vector', 'scalar'):
+    split = 0
+  fans = (Extent(math.prod(of_base[:split]), math.prod(shape[:split])),
+          Extent(math.prod(of_base[split:]), math.prod(shape[split:])))
   return Label(path, kind, *fans, depth, name in _LOOKUPS, shape)
 
 
-def _kind(path: str, scalable: tuple[int, ...], ndim: int, overrides: Mapping[str, str]) -> str:
-  given = {pattern: kind for pattern, kind in overrides.items() if re.search(pattern, path)}
+def _kind(path: str, scalable: tuple[int, ...], ndim: int, kinds: Mapping[str, str]) -> str:
+  given = {pattern: kind for pattern, kind in kinds.items() if re.search(pattern, path)}
   if len(given) > 1:
-    raise UserError(f'{path}: labelled twice, by the overrides '
+    raise UserError(f'{path}: labelled twice, by the patterns '
                     f'{" and ".join(map(repr, given))}; narrow one of them')
   for kind in given.values():
     if kind not in KINDS:
@@ -186,11 +190,18 @@ def _kind(path: str, scalable: tuple[int, ...], ndim: int, overrides: Mapping[st
   if ndim == 1:
     return 'vector'
   last, before = ndim - 1, ndim - 2
-  kinds = {(last,): 'input'} if name in _LOOKUPS else (
-    {(last,): 'input', (before,): 'output', (before, last): 'hidden'} if name == 'kernel' else {})
-  if scalable not in kinds:
+  known = {}
+  if name in _LOOKUPS:
+    known = {(last,): 'input'}
+  elif name == 'kernel':
+    known = {(last,): 'input', (before,): 'output', (before, last): 'hidden'}
+    if ndim == 3:
+      known |= {_MORE_HEADS: 'hidden', _LARGER_HEADS: 'hidden'}
+  elif name in _THIN and len(scalable) == 1:
+    known = {scalable: 'vector'}
+  if scalable not in known:
     raise UserError(
       f'{path}: unlabelled: axes {scalable} of {ndim} grow with width, which is no kernel '
       "[..., in, out] and no table [rows, features]; name its kind, as in "
-      f"overrides={{'{re.escape(path)}': 'hidden'}}")
-  return kinds[scalable]
+      f"kinds={{'{re.escape(path)}': 'hidden'}}")
+  return known[scalable]

@@ -10,12 +10,13 @@ import jax
 import numpy as np
 
 from data.device import DeviceFeed
-from model_lib import models
+from model_lib.models import parametrized
 from model_lib.training import loop, planning
 from model_lib.training import population as population_lib
 from model_lib.training.batch_order import BatchOrder
 from model_lib.training.cohort import Cohort, Member, ModelSpec, OptimizerSpec
 from model_lib.training.metrics import MetricsFile
+from model_lib.training.optimizers import family
 from model_lib.training.population import Population, Routes, evaluation_index
 from model_lib.training.tasks import Classification
 
@@ -135,7 +136,8 @@ class Engine:
     self.task = task or Classification(127.0, 70.0)
     self.population = Population(
         cohort(model, members(1), steps, optimizer=optimizer),
-        models.build(model.name, **model.arguments), self.task, arrays, batching)
+        parametrized.build(model.name, model.arguments, model.base, model.delta,
+                           family(optimizer)), self.task, arrays, batching)
     capacity = max(planning.MIN_CAPACITY, k)
     self.plan = planning.Plan(batching, chunk, k, capacity, 0.0, 0.0, 0.0, lanes)
     self.streams, self.log_every, self.dtype = streams, log_every, dtype

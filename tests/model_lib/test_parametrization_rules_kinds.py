@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -89,6 +90,24 @@ def test_the_layer_axis_of_a_scanned_stack_is_no_width() -> None:
     label_parameters(scanned(8, 2), scanned(16, 3), scanned(32, 6), stack='^layers/')
 
 
+@pytest.mark.parametrize('heads, size', [((2, 4, 8), (4, 4, 4)), ((2, 2, 2), (4, 8, 16))])
+def test_kernels_of_heads_have_the_fans_of_the_maps_that_they_are(heads, size) -> None:
+  """More heads, or larger ones: [in, heads, size] and [heads, size, out]."""
+  def attention(number, size):
+    dim = number * size
+    model = nn.MultiHeadDotProductAttention(number, qkv_features=dim)
+    x = jnp.zeros((1, 3, dim))
+    return jax.eval_shape(lambda key: model.init(key, x), jax.random.key(0))['params']
+
+  labels = label_parameters(*map(attention, heads, size))
+  assert len(labels) == 8
+  for path, label in labels.items():
+    if path.endswith('bias'):
+      assert (label.kind, label.fan_out.ratio) == ('vector', 4), path
+    else:
+      assert (label.kind, label.fan_in.ratio, label.fan_out.ratio) == ('hidden', 4, 4), path
+
+
 def test_a_dimension_that_stays_is_not_scalable() -> None:
   def feed_forward(dim, hidden):
     return {'kernel': array(dim, hidden)}
@@ -98,15 +117,15 @@ def test_a_dimension_that_stays_is_not_scalable() -> None:
   assert labels['kernel'].kind == 'output'
 
 
-@pytest.mark.parametrize('overrides, message', [
-  ({'mid': 'hidden', 'kernel': 'hidden'}, "mid/kernel: labelled twice, by the overrides 'mid' and"),
-  ({'nothing': 'hidden'}, "the override 'nothing' matches no parameter"),
+@pytest.mark.parametrize('kinds, message', [
+  ({'mid': 'hidden', 'kernel': 'hidden'}, "mid/kernel: labelled twice, by the patterns 'mid' and"),
+  ({'nothing': 'hidden'}, "the pattern 'nothing' matches no parameter"),
   ({'mid': 'hiden'}, "mid/kernel: unknown kind 'hiden'; nearest: 'hidden'"),
   ({'stem/bias': 'hidden'}, 'stem/bias: a parameter of 1 dimensions cannot be hidden'),
 ])
-def test_overrides_that_cannot_be_are_refused(overrides, message) -> None:
+def test_kinds_that_cannot_be_are_refused(kinds, message) -> None:
   with pytest.raises(UserError) as info:
-    label_parameters(tiny(8), tiny(16), tiny(32), overrides=overrides)
+    label_parameters(tiny(8), tiny(16), tiny(32), kinds=kinds)
   assert message in str(info.value) and '\n' not in str(info.value)
 
 
@@ -115,9 +134,9 @@ def test_an_unknown_layout_is_refused_until_it_is_named() -> None:
     return {'qk': {'gain': array(2, n)}, **tiny(n)}
 
   models = [model(n) for n in (8, 16, 32)]
-  with pytest.raises(UserError, match=r"qk/gain: unlabelled: axes \(1,\) of 2.*overrides="):
+  with pytest.raises(UserError, match=r"qk/gain: unlabelled: axes \(1,\) of 2.*kinds="):
     label_parameters(*models)
-  labels = label_parameters(*models, overrides={'^qk/': 'vector'})
+  labels = label_parameters(*models, kinds={'^qk/': 'vector'})
   assert (labels['qk/gain'].kind, labels['qk/gain'].fan_out) == ('vector', Extent(16, 64))
 
 
