@@ -6,6 +6,7 @@ Every function returns flat rows with the columns part, phase, measure and value
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import itertools
 import math
 from typing import Any
 
@@ -64,276 +65,63 @@ def measure_start(given: Given, networks: Sequence[Mapping[str, Any]], seeds: Se
   return rows
 
 
-def measure_kept(given: Given, runs: Sequence[str], layer: str, decays: int) -> list[Row]:
-  """-ln of the share of a kernel's first values that is left at the end.
+def measure_kept(given: Given, runs: Sequence[str], without: str, layer: str, decays: int
+                 ) -> list[Row]:
+  """Decay per step of a hidden kernel, from the share of its first values that is left at the end.
 
-  <w_1, w_T> / <w_1, w_1> of one hidden kernel between the first step and the last. A decay of k per
-  step leaves exp(-k (T - 1)) of it, and training adds what is nearly orthogonal to it.
+  The share is <w_1, w_T> / <w_1, w_1>, w_1 after the first step. Training changes it too: the
+  decay is -ln of the share over that of the same run without a decay, over the steps between.
 
   Args:
     runs: cohorts that kept their networks at step 1.
+    without: family of the runs without a decay.
     layer: name of the layer.
     decays: T - 1.
   """
-  rows = []
+  shares = {}
   for name in runs:
     first, last = (given.trained(name, step) for step in (1, None))
     before, after = (np.asarray(found.variables['params'][layer]['kernel'], np.float64)
                      for found in (first, last))
-    share = (before * after).sum((1, 2)) / (before ** 2).sum((1, 2))
-    rows += [{'part': 'width', 'phase': 'kept', 'family': row['family'], 'width': row['width'],
-              'octave': row['octave'], 'seed': row['seed'], 'measure': 'decay',
-              'value': -math.log(kept) / decays if kept > 0 else math.nan}
-             for row, kept in zip(last.rows, share, strict=True)]
-  return rows
-
-
-def measure_features(given: Given, runs: Mapping[str, Sequence[int]], marks: Sequence[int],
-                     examples: int) -> list[Row]:
-  """Diversity of the features along depth, of networks at their start and at later steps.
-
-  Args:
-    runs: cohort -> seeds of its members' initializations; it kept its networks at all `marks` but
-      the last one, which is its end.
-    marks: steps, ascending.
-    examples: of the training split, on which the stream is measured.
-
-  Returns:
-    Per network and step, 0 among them: `slope_stream` and `slope_change` (of log d on log eps, of
-    x_t and of x_t - x_0), `moved` (rms(x_t - x_0) / rms(x_t)), and d itself with its `share`.
-  """
-  import jax
-  from model_lib.analysis import feature_diversity as diversity
-
-  inputs, _ = batch(given, examples)
+    for row, share in zip(last.rows, (before * after).sum((1, 2)) / (before ** 2).sum((1, 2)),
+                          strict=True):
+      shares[row['family'], row['width'], row['octave'], row['seed']] = float(share)
   rows = []
-  for name, seeds in runs.items():
-    found = given.trained(name)
-
-    def stream(variables, model=found.model):
-      _, taps = model.apply(variables, inputs, train=False, mutable=['intermediates'])
-      return taps['intermediates']['stack']['stream'][0]
-
-    def start(args, model=found.model):
-      seed, hp = args
-      _, made = model.apply({'hp': hp}, inputs[:2], train=False, mutable=['params'],
-                            rngs={'params': jax.random.key(seed)})
-      return made['params']
-
-    of_stream = jax.jit(stream)
-    params = jax.jit(lambda args, start=start: jax.lax.map(start, args))(
-        (np.array(seeds, np.uint32), found.variables['hp']))
-    networks = {0: {**found.variables, 'params': params}}
-    networks |= {step: given.trained(name, None if step == marks[-1] else step).variables
-                 for step in marks}
-    for i, row in enumerate(found.rows):
-      first = None
-      for step, variables in networks.items():
-        x = np.asarray(of_stream(jax.tree.map(lambda leaf, i=i: leaf[i], variables)))
-        common = {'part': 'depth', 'phase': 'features', 'family': row['family'],
-                  'depth': row['depth'], 'seed': row['seed'], 'step': step}
-        if first is None:
-          first, kinds = x, {'stream': x}
-        else:
-          kinds = {'stream': x, 'change': x - first}
-          rows.append(common | {'measure': 'moved', 'value': diversity.moved_share(x, first)})
-        for kind, values in kinds.items():
-          rows.append(common | {'measure': f'slope_{kind}', 'value': diversity.slope(values)})
-          rows += [common | {'measure': f'distance_{kind}', 'share': share, 'value': float(d)}
-                   for share, d in zip(diversity.SHARES, diversity.increments(values))]
-  return rows
-
-
-def pointwise() -> list[str]:
-  """The catalogue's pointwise functions with a finite E f'^2 above 0, each function once."""
-  from model_lib import activations
-  found, seen = [], set()
-  for name in activations.names():
-    entry = activations.get_activation(name)
-    if entry.kind != 'pointwise' or seen & {name, *entry.duplicates}:
-      continue
-    if 0 < entry.moments().slope_second < math.inf:
-      found.append(name)
-      seen |= {name, *entry.duplicates}
-  return found
-
-
-def measure_gradients(given: Given, functions: Sequence[str], width: int, depth: int,
-                      base_depth: int, examples: int, seed: int) -> list[Row]:
-  """Cosines of the gradients of neighbouring layers at the start, and what is predicted.
-
-  Args:
-    functions: specs of pointwise functions; none for `pointwise()`.
-    width, depth, base_depth: branches (L / L_b)^-1/2 f(W x), f scaled to E f'^2 = 1.
-    examples: inputs.
-    seed: of the draws.
-  """
-  del given
-  from model_lib.activations import get_activation
-  from model_lib.analysis import gradient_diversity
-
-  return [{'part': 'depth', 'phase': 'gradients', 'activation': name, 'prenorm': prenorm,
-           'depth': depth, 'width': width, 'measure': 'cosine',
-           'predicted': float(get_activation(name).moments().slope_share),
-           'value': gradient_diversity.measured(
-               get_activation(name), bool(prenorm), depth, width, (depth / base_depth) ** -0.5,
-               examples, seed)}
-          for name in functions or pointwise() for prenorm in (1, 0)]
-
-
-def measure_kept(given: Given, runs: Sequence[str], layer: str, decays: int) -> list[Row]:
-  """-ln of the share of a kernel's first values that is left at the end.
-
-  <w_1, w_T> / <w_1, w_1> of one hidden kernel between the first step and the last. A decay of k per
-  step leaves exp(-k (T - 1)) of it, and training adds what is nearly orthogonal to it.
-
-  Args:
-    runs: cohorts that kept their networks at step 1.
-    layer: name of the layer.
-    decays: T - 1.
-  """
-  rows = []
-  for name in runs:
-    first, last = (given.trained(name, step) for step in (1, None))
-    before, after = (np.asarray(found.variables['params'][layer]['kernel'], np.float64)
-                     for found in (first, last))
-    share = (before * after).sum((1, 2)) / (before ** 2).sum((1, 2))
-    rows += [{'part': 'width', 'phase': 'kept', 'family': row['family'], 'width': row['width'],
-              'octave': row['octave'], 'seed': row['seed'], 'measure': 'decay',
-              'value': -math.log(kept) / decays if kept > 0 else math.nan}
-             for row, kept in zip(last.rows, share, strict=True)]
-  return rows
-
-
-def measure_features(given: Given, runs: Mapping[str, Sequence[int]], marks: Sequence[int],
-                     examples: int) -> list[Row]:
-  """Diversity of the features along depth, of networks at their start and at later steps.
-
-  Args:
-    runs: cohort -> seeds of its members' initializations; it kept its networks at all `marks` but
-      the last one, which is its end.
-    marks: steps, ascending.
-    examples: of the training split, on which the stream is measured.
-
-  Returns:
-    Per network and step, 0 among them: `slope_stream` and `slope_change` (of log d on log eps, of
-    x_t and of x_t - x_0), `moved` (rms(x_t - x_0) / rms(x_t)), and d itself with its `share`.
-  """
-  import jax
-  from model_lib.analysis import feature_diversity as diversity
-
-  inputs, _ = batch(given, examples)
-  rows = []
-  for name, seeds in runs.items():
-    found = given.trained(name)
-
-    def stream(variables, model=found.model):
-      _, taps = model.apply(variables, inputs, train=False, mutable=['intermediates'])
-      return taps['intermediates']['stack']['stream'][0]
-
-    def start(args, model=found.model):
-      seed, hp = args
-      _, made = model.apply({'hp': hp}, inputs[:2], train=False, mutable=['params'],
-                            rngs={'params': jax.random.key(seed)})
-      return made['params']
-
-    of_stream = jax.jit(stream)
-    params = jax.jit(lambda args, start=start: jax.lax.map(start, args))(
-        (np.array(seeds, np.uint32), found.variables['hp']))
-    networks = {0: {**found.variables, 'params': params}}
-    networks |= {step: given.trained(name, None if step == marks[-1] else step).variables
-                 for step in marks}
-    for i, row in enumerate(found.rows):
-      first = None
-      for step, variables in networks.items():
-        x = np.asarray(of_stream(jax.tree.map(lambda leaf, i=i: leaf[i], variables)))
-        common = {'part': 'depth', 'phase': 'features', 'family': row['family'],
-                  'depth': row['depth'], 'seed': row['seed'], 'step': step}
-        if first is None:
-          first, kinds = x, {'stream': x}
-        else:
-          kinds = {'stream': x, 'change': x - first}
-          rows.append(common | {'measure': 'moved', 'value': diversity.moved_share(x, first)})
-        for kind, values in kinds.items():
-          rows.append(common | {'measure': f'slope_{kind}', 'value': diversity.slope(values)})
-          rows += [common | {'measure': f'distance_{kind}', 'share': share, 'value': float(d)}
-                   for share, d in zip(diversity.SHARES, diversity.increments(values))]
-  return rows
-
-
-def pointwise() -> list[str]:
-  """The catalogue's pointwise functions without parameters, of which none is another's duplicate.
-
-  Those that jump, so that E f'^2 is not finite, are left out.
-  """
-  from model_lib import activations
-  found, seen = [], set()
-  for name in activations.names():
-    entry = activations.get_activation(name)
-    if (entry.kind == 'pointwise' and not entry.parameters and not entry.jumps
-        and not seen & {name, *entry.duplicates}):
-      found.append(name)
-      seen |= {name, *entry.duplicates}
-  return found
-
-
-def measure_gradients(given: Given, functions: Sequence[str], width: int, depth: int,
-                      base_depth: int, examples: int, seed: int) -> list[Row]:
-  """Cosines of the gradients of neighbouring layers at the start, and what is predicted.
-
-  Args:
-    functions: specs of pointwise functions; none for `pointwise()`.
-    width, depth, base_depth: branches (L / L_b)^-1/2 f(W x).
-    examples: inputs.
-    seed: of the draws.
-  """
-  del given
-  import jax
-  from model_lib.activations import get_activation
-  from model_lib.analysis import gradient_diversity as diversity
-
-  rows = []
-  for name in functions or pointwise():
-    function = get_activation(name)
-    moments = function.moments()
-    predicted = moments.slope_share
-    if not math.isfinite(predicted):
-      continue
-    for prenorm in (1, 0):
-      gradients = diversity.layer_gradients(
-          jax.random.key(seed), function, depth, width, (depth / base_depth) ** -0.5,
-          bool(prenorm), examples)
-      rows.append({'part': 'depth', 'phase': 'gradients', 'activation': name, 'prenorm': prenorm,
-                   'depth': depth, 'width': width, 'predicted': float(predicted),
-                   'value': diversity.neighbour_cosine(gradients),
-                   'far': diversity.far_cosine(gradients)})
+  for (family, width, octave, seed), share in shares.items():
+    if family != without:
+      ratio = share / shares[without, width, octave, seed]
+      rows.append({'part': 'width', 'phase': 'kept', 'family': family, 'width': width,
+                   'octave': octave, 'seed': seed, 'measure': 'decay',
+                   'value': -math.log(ratio) / decays if ratio > 0 else math.nan})
   return rows
 
 
 def measure_second_order(given: Given, depths: Sequence[int], seeds: int, alphas: Sequence[float],
-                         published: Sequence[float], seed: int) -> list[Row]:
+                         published: Sequence[float], published_seeds: int, seed: int
+                         ) -> list[Row]:
   """Second-order share of an update of a branch of two matrices, and the published measure.
 
   Args:
     depths: L, ascending from 2.
-    seeds: initializations.
+    seeds, published_seeds: initializations, of which the published measure takes the first ones.
     alphas, published: exponents of the branches for the share, and for the published measure.
     seed: of the first initialization.
   """
+  import threadpoolctl
   from model_lib.analysis import second_order
 
   inputs, labels = batch(given, 128)
   x = inputs.reshape(len(inputs), -1).astype(np.float64)
   rows = []
-  for number in range(seed, seed + seeds):
-    for depth in depths:
-      common = {'part': 'width', 'phase': 'second', 'depth': depth, 'seed': number - seed}
+  with threadpoolctl.threadpool_limits(1, 'blas'):  # small products: threads would wait
+    for place, depth in itertools.product(range(seeds), depths):
+      common = {'part': 'width', 'phase': 'second', 'depth': depth, 'seed': place}
       for alpha in alphas:
-        network = second_order.Network(depth, alpha, seed=number)
+        network = second_order.Network(depth, alpha, seed=seed + place)
         rows.append(common | {'measure': 'share', 'alpha': alpha, 'value':
                               second_order.second_order_share(network, x, labels)})
-      for alpha in published:
-        network = second_order.Network(depth, alpha, 256, 'relu', number, uniform_ends=True)
+      for alpha in published if place < published_seeds else ():
+        network = second_order.Network(depth, alpha, 256, 'relu', seed + place, uniform_ends=True)
         rows += [common | {'measure': form, 'alpha': alpha, 'value': value} for form, value in
                  second_order.linearization_distances(network, x, labels).items()]
   return rows
@@ -373,5 +161,5 @@ def measure_moves(given: Given, rows: Mapping[str, str], dim: int, head_dim: int
                  'depth': depth, 'place': place, 'step': step, 'seed': seed,
                  'value': float(values[seed, step])}
                 for place, values in trace.move_rms.items()
-                for seed in range(seeds) for step in (1, 2, 4, steps) if step <= steps]
+                for seed in range(seeds) for step in sorted({1, 2, 4, steps}) if step <= steps]
   return found

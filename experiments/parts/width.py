@@ -296,20 +296,22 @@ def decay_table(own: Found, dataset: str) -> Table:
   """The forms of AdamW's decay under muP."""
   first = own.config.width.decay_widths[0]
   kept = own.rows[own.rows.phase == 'kept']
-  kept = kept[np.isclose(kept.octave, decay_octave(own.config.width))]
+  octave = decay_octave(own.config.width)
+  kept = kept[np.isclose(kept.octave, octave)]
   listed = []
   for (form, width), each in own.decay.items():
     decay = kept[(kept.family == form) & (kept.width == width)].value
-    listed.append({'family': form, 'width': width, 'decay': float(decay.mean()),
+    listed.append({'family': form, 'width': width,
+                   'decay': float(decay.mean()) if len(decay) else None,
                    **swept_row(each, regret(own.decay, form, first, width))})
   return Table(
       f"Weight decay of hidden kernels under muP on {dataset}",
       (Column('family', 'decay', right=False), Column('width', 'width', format=integer()),
        Column('decay', 'decay per step', format=significant(3)), *swept_columns('rate')), listed,
       [f'Decay per step: minus ln of the share of a hidden kernel\'s first values that is left at '
-       f'the end, over the steps, at log2 rate {decay_octave(own.config.width):g}, where all forms '
-       f'ask for {own.config.width.decay * 2.0 ** decay_octave(own.config.width):.2g} at the base '
-       'width. A coupled decay is multiplied by the rate\'s factor base / width.'])
+       f'the end, over that without a decay, over the steps, at log2 rate {octave:g}, where all '
+       f'forms ask for {own.config.width.decay * 2.0 ** octave:.2g} at the base width. A '
+       'coupled decay is multiplied by the rate\'s factor base / width.'])
 
 
 def multiplier_table(own: Found, dataset: str) -> Table:

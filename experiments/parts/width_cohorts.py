@@ -17,6 +17,7 @@ from model_lib.training.cohort import Cohort, Member, ModelSpec, OptimizerSpec
 PART = 'width'
 ROWS = ('sp', 'mup')
 DECAYS = ('coupled', 'compensated', 'independent')
+NONE = 'none'  # the runs without a decay that theirs is told from
 PHASE = 2  # of the seeds; 0 and 1 are the depth part's
 
 
@@ -29,8 +30,8 @@ class Width:
   layers: int = field(3, 'Hidden layers.', low=2)
   activation: str = field('relu', 'Spec of the registry.')
   optimizers: tuple[str, ...] = field(('adam', 'sgd'), 'Optimizers.', choices=('adam', 'sgd'))
-  adam_lowest: float = field(-12.5, "log2 of Adam's smallest learning rate.")
-  sgd_lowest: float = field(-7.5, "log2 of SGD's smallest learning rate.")
+  adam_lowest: float = field(-12.0, "log2 of Adam's smallest learning rate.")
+  sgd_lowest: float = field(-5.0, "log2 of SGD's smallest learning rate.")
   rates: int = field(12, 'Learning rates, half an octave apart.', low=5)
   seeds: int = field(3, 'Runs per point.', low=1, high=SEEDS - 1)
   steps: int = field(500, 'Optimizer steps of a run.', low=8)
@@ -47,6 +48,8 @@ class Width:
   second_depths: tuple[int, ...] = field((2, 4, 8, 16, 32, 64, 128, 256), 'Depths of the '
                                          'second-order share, ascending.', low=2)
   second_seeds: int = field(10, 'Its initializations.', low=1)
+  published_seeds: int = field(3, 'Initializations of the published measure, which takes longer.',
+                               low=0)
 
 
 def mlp(own: Width, row: str, width: int) -> ModelSpec:
@@ -114,34 +117,37 @@ def cohorts(config: Any):
   if wider:
     yield wider
 
-  decayed = [decaying(config, form, width) for form in DECAYS for width in own.decay_widths
-             ] if own.decay else []
+  decayed = [decaying(config, form, width) for form in (*DECAYS, NONE)
+             for width in own.decay_widths] if own.decay else []
   asked = [*decayed, *(multiplied(config, depth) for depth in own.multiplier_depths
                        if own.multiplied)]
   if asked:
     yield asked
   yield [
       *([Measurement(f'{PART}-kept', measured.measure_kept, {
-          'runs': [c.name for c in decayed], 'layer': 'hidden_1', 'decays': own.steps - 1},
+          'runs': [c.name for c in decayed], 'without': NONE, 'layer': 'hidden_1',
+          'decays': own.steps - 1},
                      seconds=5)] if decayed else []),
       Measurement(f'{PART}-second', measured.measure_second_order, {
           'depths': list(own.second_depths), 'seeds': own.second_seeds, 'alphas': [0.5, 0.75, 1.0],
-          'published': [0.5, 1.0], 'seed': seed_of(config, 0)}, seconds=60)]
+          'published': [0.5, 1.0], 'published_seeds': own.published_seeds,
+          'seed': seed_of(config, 0)}, seconds=60)]
 
 
 def decaying(config: Any, form: str, width: int) -> Cohort:
   """muP under AdamW, the decay in one of its forms.
 
-  At the base width all forms are the same: an independent decay is that of the base rate, the
-  middle one of the grid.
+  At the base width all forms are the same at the middle rate of the grid, which an independent
+  decay is multiplied by. NONE is no decay.
   """
   own = config.width
   octaves = grid(own, 'adam')
-  decay = own.decay * 2.0 ** decay_octave(own) if form == 'independent' else own.decay
+  decay = own.decay * {'independent': 2.0 ** decay_octave(own), NONE: 0.0}.get(form, 1.0)
   return cohort(config, f'decay-{form}-{width}', mlp(own, 'mup', width), [
       member(config, 'decay', form, width, octave, s, weight_decay=decay)
       for octave in octaves for s in range(own.seeds)],
-                OptimizerSpec('adam', eps=1e-12, decay=form, decayed='kernels'),
+                OptimizerSpec('adam', eps=1e-12, decayed='kernels',
+                              decay=DECAYS[1] if form == NONE else form),
                 evaluate_at=(1,), keep_at=(1,))
 
 
