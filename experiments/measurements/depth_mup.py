@@ -65,6 +65,99 @@ def measure_start(given: Given, networks: Sequence[Mapping[str, Any]], seeds: Se
   return rows
 
 
+def measure_features(given: Given, runs: Mapping[str, Sequence[int]], marks: Sequence[int],
+                     examples: int) -> list[Row]:
+  """Diversity of the features along depth, of networks at their start and at later steps.
+
+  Args:
+    runs: cohort -> seeds of its members' initializations; it kept its networks at all `marks` but
+      the last one, which is its end.
+    marks: steps, ascending.
+    examples: of the training split, on which the stream is measured.
+
+  Returns:
+    Per network and step, 0 among them: `slope_stream` and `slope_change` (of log d on log eps, of
+    x_t and of x_t - x_0), `moved` (rms(x_t - x_0) / rms(x_t)), and d itself with its `share`.
+  """
+  import jax
+  from model_lib.analysis import feature_diversity as diversity
+
+  inputs, _ = batch(given, examples)
+  rows = []
+  for name, seeds in runs.items():
+    found = given.trained(name)
+
+    def stream(variables, model=found.model):
+      _, taps = model.apply(variables, inputs, train=False, mutable=['intermediates'])
+      return taps['intermediates']['stack']['stream'][0]
+
+    def start(args, model=found.model):
+      seed, hp = args
+      _, made = model.apply({'hp': hp}, inputs[:2], train=False, mutable=['params'],
+                            rngs={'params': jax.random.key(seed)})
+      return made['params']
+
+    of_stream = jax.jit(stream)
+    params = jax.jit(lambda args, start=start: jax.lax.map(start, args))(
+        (np.array(seeds, np.uint32), found.variables['hp']))
+    networks = {0: {**found.variables, 'params': params}}
+    networks |= {step: given.trained(name, None if step == marks[-1] else step).variables
+                 for step in marks}
+    for i, row in enumerate(found.rows):
+      first = None
+      for step, variables in networks.items():
+        x = np.asarray(of_stream(jax.tree.map(lambda leaf, i=i: leaf[i], variables)))
+        common = {'part': 'depth', 'phase': 'features', 'family': row['family'],
+                  'depth': row['depth'], 'seed': row['seed'], 'step': step}
+        if first is None:
+          first, kinds = x, {'stream': x}
+        else:
+          kinds = {'stream': x, 'change': x - first}
+          rows.append(common | {'measure': 'moved', 'value': diversity.moved_share(x, first)})
+        for kind, values in kinds.items():
+          rows.append(common | {'measure': f'slope_{kind}', 'value': diversity.slope(values)})
+          rows += [common | {'measure': f'distance_{kind}', 'share': share, 'value': float(d)}
+                   for share, d in zip(diversity.SHARES, diversity.increments(values))]
+  return rows
+
+
+def pointwise() -> list[str]:
+  """The catalogue's pointwise functions with a finite E f'^2 above 0, each function once."""
+  from model_lib import activations
+  found, seen = [], set()
+  for name in activations.names():
+    entry = activations.get_activation(name)
+    if entry.kind != 'pointwise' or seen & {name, *entry.duplicates}:
+      continue
+    if 0 < entry.moments().slope_second < math.inf:
+      found.append(name)
+      seen |= {name, *entry.duplicates}
+  return found
+
+
+def measure_gradients(given: Given, functions: Sequence[str], width: int, depth: int,
+                      base_depth: int, examples: int, seed: int) -> list[Row]:
+  """Cosines of the gradients of neighbouring layers at the start, and what is predicted.
+
+  Args:
+    functions: specs of pointwise functions; none for `pointwise()`.
+    width, depth, base_depth: branches (L / L_b)^-1/2 f(W x), f scaled to E f'^2 = 1.
+    examples: inputs.
+    seed: of the draws.
+  """
+  del given
+  from model_lib.activations import get_activation
+  from model_lib.analysis import gradient_diversity
+
+  return [{'part': 'depth', 'phase': 'gradients', 'activation': name, 'prenorm': prenorm,
+           'depth': depth, 'width': width, 'measure': 'cosine',
+           'predicted': float(get_activation(name).moments().slope_share),
+           'value': gradient_diversity.measured(
+               get_activation(name), bool(prenorm), depth, width, (depth / base_depth) ** -0.5,
+               examples, seed)}
+          for name in functions or pointwise() for prenorm in (1, 0)]
+
+
 def measure_kept(given: Given, runs: Sequence[str], without: str, layer: str, decays: int
                  ) -> list[Row]:
   """Decay per step of a hidden kernel, from the share of its first values that is left at the end.
