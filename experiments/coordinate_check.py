@@ -1,4 +1,4 @@
-"""Does a parametrization keep the size of updates, over width or depth? Prints a table and a verdict.
+"""Does a parametrization keep the size of updates, over width or depth? A table and a verdict.
 
   python -m experiments.coordinate_check --model=mlp|resmlp|vit|gpt --parametrization=mup
       [--axis=width|depth] [--optimizer=adam|sgd|...] [--sizes=64,128,256,512] [--base=16]
@@ -14,8 +14,8 @@ not show, there is no verdict. The bounds are those of `model_lib.analysis.coord
 2^1/2, input and readout frozen). For a model of your own see `model_lib.analysis.coordinate_check`.
 
 --out gets coordinate_check.json, .csv (rms and mean |.| of every tensor, size, seed and step) and
-.png. The exit code is 0 whatever the verdict, 2 for a wrong command. To expect on two CPU cores: mlp
-and resmlp half a minute, vit and gpt two.
+.png. The exit code is 0 whatever the verdict, 2 for a wrong command. To expect on two CPU cores:
+half a minute for mlp and resmlp, one or two for vit and gpt.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Check, Path | None]:
   if found.name in ('vit', 'gpt') and given.axis == 'width':
     for size in (*sizes, base):
       if size % parts.HEADS:
-        raise UserError(f'width {size}: {given.model} has {parts.HEADS} heads, which must divide it')
-  rate = given.rate if given.rate is not None else (
-    optimizers[given.optimizer][1] / (4 if given.axis == 'depth' else 1))
+        raise UserError(f'width {size}: {given.model} has {parts.HEADS} heads, which must divide '
+                        'it')
+  rate = given.rate if given.rate is not None else optimizers[given.optimizer][1] * found.rate
   if not 0 < rate < math.inf:
     raise UserError(f'--rate={rate:g}: it must be a number > 0')
   row = parts.row(given.parametrization, found, base)
@@ -136,14 +136,15 @@ def run(check: Check, say=lambda line: None) -> Result:
   controls = rules.DEPTH_CONTROLS if check.axis == 'depth' else (control,)
   controls = tuple(parts.row(text, found, check.base) for text in controls)
   task, inputs, targets = parts.batch(check.model, check.data)
-  traces, moves = {}, {}
+  traces, moves, compiled = {}, {}, {}
   for row in dict.fromkeys((check.parametrization, *controls)):
     traces[row] = []
     for size in check.sizes:
       model = build(
         found.name, {**found.arguments, **found.at(size), 'parametrization': row},
         found.at(check.base), found.wider(check.base), family)
-      program = Program(model, task, inputs, targets, optimizer, check.steps, check.axis)
+      program = Program(model, task, inputs, targets, optimizer, check.steps, check.axis,
+                        compiled=compiled)
       numbers = _with(program.numbers(), found.numbers)
       traces[row].append(program.trace(size, check.rate, range(check.seeds), numbers))
       say(f'{row}, {check.axis} {size}')

@@ -9,7 +9,7 @@ import numpy as np
 
 from launch.study import plotting
 from model_lib.analysis.coordinate_check import LOGITS
-from model_lib.analysis.coordinate_rules import END
+from model_lib.analysis.coordinate_rules import END, PLAIN
 
 COLORS = {'input': plotting.BLUE, 'hidden': plotting.ORANGE, 'feature': plotting.GREEN,
           'attention': plotting.SKY, LOGITS: plotting.RED}
@@ -19,7 +19,8 @@ def moves(result) -> Figure:
   """One panel per step, logarithmic axes: rms(z_t - z_0), mean over seeds.
 
   Over width a line per tensor, coloured by its role; the control is dashed. Over depth a line per
-  row, of the stream's end, with the range over seeds.
+  row, of the stream's end, with the range over seeds; the one without a rule of depth leaves the
+  panel where the others would be one line beside it.
   """
   steps, check = result.steps, result.check
   with plotting.style():
@@ -28,6 +29,8 @@ def moves(result) -> Figure:
       draw = _by_role if check.axis == 'width' else _by_row
       draw(axes, result, step)
       axes.set(xscale='log', title=f't = {step}')
+      if check.axis == 'depth':
+        axes.set(yscale='log', ylim=_limits(result))
       plotting.plain_log_axis(axes)
       axes.set_xticks(check.sizes, [str(size) for size in check.sizes])
       axes.xaxis.set_minor_locator(ticker.NullLocator())
@@ -55,6 +58,15 @@ def _by_row(axes, result, step: int) -> None:
     each = np.where(np.isfinite(each), each, np.nan)
     plotting.line_with_band(axes, [trace.size for trace in traces], each.mean(1), each.min(1),
                             each.max(1), label=row, index=number)
+
+
+def _limits(result) -> tuple[float, float]:
+  """Of the moves of all rows but PLAIN at the steps that are shown, with room above."""
+  drawn = np.concatenate([trace.move_rms[END][:, list(result.steps)].ravel()
+                          for row, traces in result.traces.items() if row != PLAIN
+                          for trace in traces])
+  drawn = drawn[np.isfinite(drawn) & (drawn > 0)]
+  return (drawn.min() / 2, drawn.max() * 10) if drawn.size else (0.1, 10.0)
 
 
 def _legend(result) -> list[Line2D]:

@@ -27,6 +27,8 @@ class Setting:
     at: size -> the arguments that it sets.
     wider: size of the base -> the arguments of the delta model.
     sizes, base: by default.
+    rate: factor of the learning rate. Small over depth, where the response should be linear, and
+      where a norm bounds what a control can grow to.
     width: of the stream; 0 where that is the size.
     normed: whether the branches read the stream through a norm.
     trained: as of `OptimizerSpec`.
@@ -39,19 +41,20 @@ class Setting:
   wider: Callable[[int], dict[str, Any]]
   sizes: tuple[int, ...]
   base: int
+  rate: float = 1.0
   width: int = 0
   normed: bool = True
   trained: tuple[str, ...] = ()
   numbers: Mapping[tuple[str, ...], float] = dataclasses.field(default_factory=dict)
 
 
-def _over_width(name: str, at: Callable[[int], dict], **arguments) -> Setting:
-  return Setting(name, arguments, at, lambda base: at(2 * base), (64, 128, 256, 512), 16)
+def _over_width(name: str, at: Callable[[int], dict], rate: float = 0.5, **arguments) -> Setting:
+  return Setting(name, arguments, at, lambda base: at(2 * base), (64, 128, 256, 512), 16, rate)
 
 
 def _over_depth(name: str, width: str, sizes: tuple[int, ...], base: int, **arguments) -> Setting:
   return Setting(name, {width: 64, **arguments}, lambda depth: {'depth': depth},
-                 lambda depth: {'depth': depth, width: 128}, sizes, base, 64)
+                 lambda depth: {'depth': depth, width: 128}, sizes, base, 0.25, 64)
 
 
 def _settings() -> dict[tuple[str, str], Setting]:
@@ -59,8 +62,8 @@ def _settings() -> dict[tuple[str, str], Setting]:
   gpt = {'vocab': VOCAB, 'length': TOKENS}
   deep = _over_depth('deep_mlp', 'width', (8, 32, 128), 4, num_classes=CLASSES)
   return {
-    ('mlp', 'width'): _over_width('mlp', lambda n: {'widths': (n, n)}, activation='tanh',
-                                  num_classes=CLASSES),
+    ('mlp', 'width'): _over_width('mlp', lambda n: {'widths': (n, n)}, 1.0,
+                                  activation='tanh', num_classes=CLASSES),
     ('resmlp', 'width'): _over_width('resmlp', lambda n: {'width': n}, depth=2,
                                      num_classes=CLASSES),
     ('vit', 'width'): _over_width('vit', lambda n: {'dim': n}, depth=2, **vit),

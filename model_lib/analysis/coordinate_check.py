@@ -22,6 +22,7 @@ Source: Yang et al. 2022, arXiv:2203.03466, appendix D.1, which shows the mean o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import hashlib
 import math
 from typing import Any, NamedTuple
 
@@ -97,10 +98,12 @@ class Program:
     axis: 'width': the output of every module, and queries times keys. 'depth', where the modules
       differ between sizes: the residual stream at STREAM's places. Always the model's output.
     batching: of the seeds, 'map' or 'vmap'; '' for map on a CPU.
+    compiled: where programs are kept by what they compute, for rows that differ in numbers alone.
   """
 
   def __init__(self, model, task, inputs, targets, optimizer: OptimizerSpec = OptimizerSpec(),
-               steps: int = 8, axis: str = 'width', batching: str = ''):
+               steps: int = 8, axis: str = 'width', batching: str = '',
+               compiled: dict[str, Any] | None = None):
     if axis not in ('width', 'depth'):
       raise UserError(f"axis is {axis!r}; it must be 'width' or 'depth'")
     self.model, self.task, self.optimizer = model, task, optimizer
@@ -109,7 +112,8 @@ class Program:
     labels = model.labels(inputs, train=False) if isinstance(model, Parametrized) else None
     self._tx = state_lib.direction(optimizer, labels)
     self._batching = batching or ('map' if jax.default_backend() == 'cpu' else 'vmap')
-    self._compiled: dict[int, Any] = {}
+    self._compiled = {} if compiled is None else compiled
+    self._of_seeds: dict[int, Any] = {}
 
   def numbers(self, model=None) -> Mapping:
     """The model's `hp` with its default values; of another parametrization of it, that one's."""
@@ -134,10 +138,14 @@ class Program:
           'model': self.numbers() if numbers is None else numbers}
     keys = np.stack([np.zeros(len(seeds)), seeds], 1).astype(np.uint32)
     arguments = hp, keys, *self._batch
-    if len(seeds) not in self._compiled:
-      options = compile_options()  # it runs but a few steps
-      self._compiled[len(seeds)] = jax.jit(self._seeds).lower(*arguments).compile(options)
-    found, loss = jax.device_get(self._compiled[len(seeds)](*arguments))
+    if len(seeds) not in self._of_seeds:
+      lowered = jax.jit(self._seeds).lower(*arguments)
+      text = f'{jax.tree.structure(arguments)}\n{lowered.as_text()}'
+      key = hashlib.sha256(text.encode()).hexdigest()
+      if key not in self._compiled:  # without optimization, since it runs but a few steps
+        self._compiled[key] = lowered.compile(compile_options())
+      self._of_seeds[len(seeds)] = self._compiled[key]
+    found, loss = jax.device_get(self._of_seeds[len(seeds)](*arguments))
     return Trace(size, *({name: three[i] for name, three in found.items()} for i in range(3)), loss)
 
   def _seeds(self, hp, keys, inputs, targets):

@@ -114,8 +114,8 @@ def judge_width(row: str, found: Sequence[Slope], control: str, of_control: Sequ
   judged, out = outside(FLAT, found, zero_readout)
   checked, missed = outside(CONTROLS[control], of_control, zero_readout)
   if not judged or not checked:
-    raise UserError(f'there is no slope to judge {row} or its control {control} by: the check needs '
-                    'hidden kernels, and 2 steps or more')
+    raise UserError(f'there is no slope to judge {row} or its control {control} by: the check '
+                    'needs hidden kernels, and 2 steps or more')
   if control != row and missed:
     bound, slope = missed[0]
     return Verdict(NONE, f'{row}: no verdict, since the control {control} does not show at these '
