@@ -240,14 +240,15 @@ def branch_rule(parametrization: str, depth: int, block_depth: int,
   """Std of a kernel of the stack at the start, and the factor of every branch.
 
   Raises:
-    UserError: the row has another factor, a trained one, one that differs between blocks, or an
-      init of its own for the kernels of a branch.
+    UserError: the row has another factor, a trained one, one that differs between blocks, an init
+      of its own for the kernels of a branch, or is for branches with norms alone.
   """
   row = get_parametrization(parametrization)
   found = [row.factors(Branch(block, depth, per_block=1, layers=block_depth))
            for block in range(1, depth + 1)]
   if (row.learned or row.kernel or row.xavier or set(found[0]) - {'branch_scale'}
-      or any(factors != found[0] for factors in found)):
+      or any(factors != found[0] for factors in found)
+      or (row.placements is not None and 'none' not in row.placements)):
     raise UserError(f'deep_mlp: parametrization={parametrization!r} needs more than one fixed '
-                    'factor for all branches of the stack; take resmlp')
+                    'factor for all branches of a stack without norms; take resmlp')
   return row.init_std('hidden', width), found[0].get('branch_scale', 1.0)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from model_lib import models
+from model_lib import models, parametrization
 from model_lib.errors import UserError
 from model_lib.models import deep_mlp
 from model_lib.models.hyper import set_hp
@@ -184,6 +184,20 @@ def test_the_compile_time_does_not_grow_with_depth() -> None:
   ratio = np.median([deep / shallow for shallow, deep in rounds])
   print(rounds, ratio)
   assert ratio <= 1.5
+
+
+def test_the_rows_that_it_takes() -> None:
+  """Those whose branches have no factor, or one and the same."""
+  taken = set()
+  for name in parametrization.names():
+    try:
+      models.build('deep_mlp', parametrization=name)
+    except UserError:
+      continue
+    taken.add(name)
+  assert taken == {'sp', 'ntk', 'mean_field', 'mup', 'tp6', 'depth_mup', 'ode', 'completep'}
+  model = models.build('deep_mlp', depth=16, parametrization='depth_mup(a=3,base_depth=4)')
+  assert deep_mlp.branch_rule(model.parametrization, 16, 1, 64) == (1 / 8, 1.5)
 
 
 @pytest.mark.parametrize(('kwargs', 'message'), [
