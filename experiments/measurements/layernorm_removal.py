@@ -18,12 +18,12 @@ SHIFTED = 'shifted'
 MODELS = ('base', 'vanilla', 'ln_free')
 TOP, DRAWS = 3, 5  # confidence neurons, and sets of other neurons of equal norm
 BYTES = (256, 257)  # sizes of a vocabulary of bytes, without and with a separator
-PAIRS, MOST_LETTERS = 48, 24  # of the copying task of attribution patching
+TOGETHER, MOST_LETTERS = 24, 24  # of the copying task: pairs at a time; letters
 UNSEEN_WINDOWS = 64
 Row = dict[str, Any]
 
 
-def precisely(compute: Callable[..., list[Row]]) -> Callable[..., list[Row]]:
+def precisely(compute: Callable[..., Any]) -> Callable[..., Any]:
   """The measurement with whole float32 products, which accelerators round to fewer bits."""
   @functools.wraps(compute)
   def measured(*arguments, **named):
@@ -230,6 +230,18 @@ def measure_swaps(given: Given, part: str, base: str, tuned: str, windows: int) 
   return rows
 
 
+def measure_rule(given: Given, part: str, tuned: str) -> list[Row]:
+  """What the adaptive rule came to: norms that are still real, and how often one was put back."""
+  from model_lib.models.removable import NEVER
+  trained, rows = given.trained(tuned), []
+  rule = trained.variables['norm_state']['rule']
+  for found, event, back in zip(trained.rows, np.asarray(rule['event']),
+                                np.asarray(rule['rollbacks']), strict=True):
+    rows += [row(part, 'rule', found['arm'], int(found['base']), name, value, of=len(event))
+             for name, value in (('left', (event == NEVER).sum()), ('rollbacks', back.sum()))]
+  return rows
+
+
 @precisely
 def measure_entropies(given: Given, part: str, base: str, tuned: str, windows: int,
                       steps: Sequence[int]) -> list[Row]:
@@ -253,20 +265,28 @@ def measure_entropies(given: Given, part: str, base: str, tuned: str, windows: i
   return rows
 
 
-@precisely
-def measure_card(given: Given, part: str, base: str, tuned: str, windows: int) -> list[Row]:
-  """The report card of base, vanilla and ln_free."""
+def measure_card(given: Given, part: str, base: str, tuned: str, windows: int,
+                 pairs: int) -> list[Row]:
+  """The report card of base, vanilla and ln_free; `pairs` of prompts are patched."""
+  from model_lib.analysis.batches import side_by_side
   tokens = validation(given.data, windows)
-  rows, kept = [], {}
-  for arm, number, model, variables in networks(given, base, tuned):
-    rows += [{**found, 'part': part, 'phase': 'card', 'arm': arm, 'base': number}
-             for found in card(model, variables, tokens)]
-    kept[arm, number] = model, variables
-  for number in sorted({number for _, number in kept}):
-    rows += [{**found, 'part': part, 'phase': 'card', 'base': number}
-             for found in compared({arm: kept[arm, number] for arm in MODELS
-                                    if (arm, number) in kept}, tokens)]
-  return rows
+  trained = {(arm, number): network for arm, number, *network in networks(given, base, tuned)}
+  alone = precisely(lambda network: (list(card(*network, tokens)),
+                                     patches(*network, tokens.shape[1], pairs)))
+  cards = dict(zip(trained, side_by_side(alone, list(trained.values())), strict=True))
+  rows = [{**found, 'part': part, 'phase': 'card', 'arm': arm, 'base': number}
+          for (arm, number), (own, _) in cards.items() for found in own]
+
+  @precisely
+  def together(number: int) -> list[Row]:
+    arms = [arm for arm in MODELS if (arm, number) in trained]
+    return [*compared({arm: trained[arm, number] for arm in arms}, tokens),
+            *patching({arm: cards[arm, number][1] for arm in arms})]
+
+  numbers = sorted({number for _, number in trained})
+  return rows + [{**found, 'part': part, 'phase': 'card', 'base': number}
+                 for number, own in zip(numbers, side_by_side(together, numbers), strict=True)
+                 for found in own]
 
 
 def card(model, variables: Mapping, tokens: np.ndarray) -> Iterator[Row]:
@@ -328,45 +348,53 @@ def gates(variables: Mapping) -> dict[str, float]:
   return of_model(variables)
 
 
-def patching(models: Mapping[str, tuple[Any, dict]], length: int, of) -> Iterator[Row]:
-  """Attribution patching against activation patching, on letters to be copied."""
+def patches(model, variables: Mapping, length: int, pairs: int):
+  """Both kinds of patching on letters to be copied; None where a token is no byte."""
   from model_lib.analysis import attribution_patching
-  pairs = attribution_patching.copy_pairs(PAIRS, 2 * min(MOST_LETTERS, length // 2) - 1)
-  patches = {name: attribution_patching.patch(*network, pairs) for name, network in models.items()}
-  for name, found in patches.items():
-    yield of(name, 'patching_total', found.total.mean())
+  if model.vocab not in BYTES:
+    return None
+  prompts = attribution_patching.copy_pairs(pairs, 2 * min(MOST_LETTERS, length // 2) - 1)
+  return attribution_patching.patch(model, variables, prompts, batch=TOGETHER)
+
+
+def of_arm(arm: str, measure: str, value, interval=None, **more) -> Row:
+  """A row of the card without part, phase and base."""
+  return {k: v for k, v in row('', '', arm, 0, measure, value, interval, **more).items()
+          if k not in ('part', 'phase', 'base')}
+
+
+def patching(found: Mapping[str, Any]) -> Iterator[Row]:
+  """Attribution patching against activation patching, of the `patches` of each arm."""
+  from model_lib.analysis import attribution_patching
+  if None in found.values():
+    return
+  for name, own in found.items():
+    yield of_arm(name, 'patching_total', own.total.mean())
   for site in attribution_patching.SITES:
-    for name, found in patches.items():
-      error = attribution_patching.error(found, site, 'all')
-      yield of(name, 'patching_error', error.mean(), place=site)
-    paired = attribution_patching.compare(patches['vanilla'], patches['ln_free'], site)
-    yield of('ln_free', 'patching_gain', 0, paired.difference, place=site, p=paired.p)
+    for name, own in found.items():
+      error = attribution_patching.error(own, site, 'all')
+      yield of_arm(name, 'patching_error', error.mean(), place=site)
+    paired = attribution_patching.compare(found['vanilla'], found['ln_free'], site)
+    yield of_arm('ln_free', 'patching_gain', 0, paired.difference, place=site, p=paired.p)
 
 
 def compared(models: Mapping[str, tuple[Any, dict]], tokens: np.ndarray) -> Iterator[Row]:
   """What is measured on several networks of one base, and on the export of ln_free."""
   from model_lib.analysis import attribution, language_loss
   from model_lib.transforms import gpt2_export
-
-  def of(arm, measure, value, interval=None, **more):
-    return {k: v for k, v in row('', '', arm, 0, measure, value, interval, **more).items()
-            if k not in ('part', 'phase', 'base')}
-
   names = list(models)
   for i, a in enumerate(names):
     for b in names[i + 1:]:
       found = language_loss.divergence(models[a], models[b], tokens)
-      yield of(b, 'divergence', found.mean(), place=a)
-  if models['ln_free'][0].vocab in BYTES:  # the prompts are letters as bytes
-    yield from patching(models, tokens.shape[1], of)
+      yield of_arm(b, 'divergence', found.mean(), place=a)
   model, variables = models['ln_free']
-  exported = gpt2_export.fold(model, variables, tokens[:16])
+  exported = gpt2_export.fold(model, variables, tokens[:16], lower=())
   for dtype in ('float32', 'float64'):
     precision = exported.report.precisions[dtype]
-    yield of('folded', 'logit_difference', precision.max_difference / precision.largest,
-             place=dtype)
-  yield of('folded', 'normalizations_left', len(exported.report.findings),
-           control=len(exported.report.control_findings))
+    yield of_arm('folded', 'logit_difference', precision.max_difference / precision.largest,
+                 place=dtype)
+  yield of_arm('folded', 'normalizations_left', len(exported.report.findings),
+               control=len(exported.report.control_findings))
   nmae = attribution.nmae(attribution.attribute(exported.model, exported.variables, tokens))
-  yield of('folded', 'nmae_pooled', 0, nmae.pooled)
-  yield of('folded', 'nmae_per_head', 0, nmae.per_head)
+  yield of_arm('folded', 'nmae_pooled', 0, nmae.pooled)
+  yield of_arm('folded', 'nmae_per_head', 0, nmae.per_head)

@@ -100,6 +100,13 @@ def outcomes(rows: pd.DataFrame, events: pd.DataFrame,
         spike, spike.low > 0, f'at_once {spikes["at_once"].mean():+.3f}, ln_free '
         f'{spikes["ln_free"].mean():+.3f}, vanilla at the same steps '
         f'{spikes["vanilla"].mean():+.3f}')
+    rises = {arm: events[events.arm == arm].groupby('base').rise.max()
+             for arm in ('at_once', 'ln_free', 'sham')}
+    rise = difference(rises['at_once'], rises['ln_free'])
+    found['at_once_rises'] = decided(
+        rise, rise.low > 0, f'at_once {rises["at_once"].mean():+.3f}, ln_free '
+        f'{rises["ln_free"].mean():+.3f}'
+        + (f', sham {rises["sham"].mean():+.3f}' if len(rises['sham']) else ''))
     ends = difference(runs(rows, 'at_once'), runs(rows, 'ln_free'))
     note = ''
     if 'reversed' in arms:

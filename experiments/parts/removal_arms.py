@@ -11,7 +11,7 @@ class Arm:
   """One way to fine-tune.
 
   Attributes:
-    schedule: which norms go when (`model_lib.transforms.removal`).
+    schedule: which norms go when (`model_lib.transforms.removal_schedules`).
     auxiliary: share of config.aux_weight on the deviations of the final stream.
     numbers: further swept numbers of the model.
     model: arguments of the model that differ; such an arm is a program of its own.

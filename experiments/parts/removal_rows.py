@@ -10,7 +10,7 @@ import pandas as pd
 from experiments.parts.removal_arms import ARMS, schedule_text
 from launch.study import Run
 from model_lib.analysis import statistics
-from model_lib.analysis.removal_events import BEFORE, event_rows
+from model_lib.analysis.removal_events import BEFORE, event_rows, rises
 
 SPIKE_STEPS = 5
 
@@ -44,15 +44,19 @@ def losses_of(run: Run, part: str) -> pd.DataFrame:
 
 
 def events_of(run: Run, part: str, size: Any) -> pd.DataFrame:
-  """One row per event of the runs at the common rate: arm, base, and those of `event_rows`.
+  """One row per event of the runs at the common rate: arm, base, those of `event_rows`, and the
+  rise over vanilla of the same base, which has the same batches (`removal_events.rises`).
 
   In vanilla, where nothing happens, the steps are those of ln_free. An event with fewer than 5
   steps before it has no row. A run that had diverged before an event has inf as its spike.
   """
-  from model_lib.transforms.removal import Schedule, schedule
+  from model_lib.transforms.removal_schedules import Schedule, schedule
   found = []
   losses = losses_of(run, part)
-  for (arm, base), own in losses[losses.lr_factor == 1].groupby(['arm', 'base'], sort=False):
+  losses = losses[losses.lr_factor == 1].sort_values('step', kind='stable')
+  vanilla = {base: own.loss.to_numpy(float)
+             for base, own in losses[losses.arm == 'vanilla'].groupby('base')}
+  for (arm, base), own in losses.groupby(['arm', 'base'], sort=False):
     if not ARMS[arm].schedule:
       continue
     text = schedule_text('ln_free' if ARMS[arm].schedule == 'never' else arm, run.config.schedule)
@@ -61,12 +65,15 @@ def events_of(run: Run, part: str, size: Any) -> pd.DataFrame:
       continue  # events that only the trained network knows
     steps = [step for step, _ in given.timeline(size.depth) if step >= BEFORE]
     # Metrics count the steps that are done: the line of optimizer step s says s + 1.
-    own = own.sort_values('step')
-    found += [{'arm': arm, 'base': base, **event} for event in event_rows(
-        own.loss.to_numpy(float), steps, SPIKE_STEPS, own.grad_norm.to_numpy(float))]
-  columns = ['arm', 'base', 'step', 'before', 'spike', 'recovery', 'gradient_norm', 'not_finite']
+    loss = own.loss.to_numpy(float)
+    found += [{'arm': arm, 'base': base, **event, 'rise': rise} for event, rise in zip(
+        event_rows(loss, steps, SPIKE_STEPS, own.grad_norm.to_numpy(float)),
+        rises(loss, vanilla[base], steps, SPIKE_STEPS), strict=True)]
+  columns = ['arm', 'base', 'step', 'before', 'spike', 'recovery', 'gradient_norm', 'not_finite',
+             'rise']
   events = pd.DataFrame(found, columns=columns)
-  return events.assign(spike=events.spike.astype(float).fillna(np.inf))
+  return events.assign(spike=events.spike.astype(float).fillna(np.inf),
+                       rise=events.rise.astype(float))
 
 
 def differing(run: Run, rows: pd.DataFrame) -> dict[str, tuple[int, int]]:

@@ -21,7 +21,7 @@ def of_part(rows: pd.DataFrame, events: pd.DataFrame, where: str, config: Any,
             size: Any) -> list[Table]:
   """The tables of one part."""
   return [arms_table(rows, where, config, size), course_table(rows, where, size),
-          swaps_table(rows, where), events_table(events, where), losses_table(rows, where),
+          swaps_table(rows, where), events_table(events, rows, where), losses_table(rows, where),
           card_table(rows, where), places_table(rows, where)]
 
 
@@ -98,8 +98,8 @@ def swaps_table(rows: pd.DataFrame, where: str) -> Table:
        'bootstrap over sequences.'])
 
 
-def events_table(events: pd.DataFrame, where: str) -> Table:
-  """The largest spike of each arm."""
+def events_table(events: pd.DataFrame, rows: pd.DataFrame, where: str) -> Table:
+  """The largest spike of each arm; below it what an adaptive removal came to."""
   found = []
   for arm, own in events.groupby('arm', sort=False):
     largest = own.loc[own.groupby('base').spike.idxmax()]
@@ -108,18 +108,34 @@ def events_table(events: pd.DataFrame, where: str) -> Table:
         own.groupby('base').recovery.count() == own.groupby('base').size())
     found.append({'arm': arm, 'spike': largest.spike.mean(), 'most': largest.spike.max(),
                   'step': largest.step.median(), 'recovery': recovery.mean(skipna=False),
+                  'rise': own.groupby('base').rise.max().mean(),
                   'gradient': own.gradient_norm.max(), 'bad': int(own.not_finite.sum())})
   return Table(f'Spikes of the training loss, {where}', (
       Column('arm', 'arm', right=False), Column('spike', 'largest spike', 'nats', fixed(3, True)),
       Column('most', 'of any base', 'nats', fixed(3, True)),
       Column('step', 'at step', format=integer()),
+      Column('rise', 'largest rise over vanilla', 'nats', fixed(3, True)),
       Column('recovery', 'longest recovery', 'steps', fixed(1)),
       Column('gradient', 'gradient norm', format=significant(3)),
       Column('bad', 'not finite', format=integer())), found,
       [f'Spike: largest loss of the {SPIKE_STEPS} steps from an event on minus the mean of the '
        f'{BEFORE} before; mean over bases of the largest of a run. Recovery: steps until the mean '
        f'of {BEFORE} is back; a dash where a run ends before that. vanilla: at the steps of '
-       'ln_free.'])
+       'ln_free. Rise: largest difference to vanilla on the same batches in these steps, mean over '
+       'bases of the largest of a run; the spike has in it how hard the batches are.',
+       *rule_notes(rows)])
+
+
+def rule_notes(rows: pd.DataFrame) -> list[str]:
+  """One line for each arm that sets its own events."""
+  notes = []
+  for arm in dict.fromkeys(rows[rows.phase == 'rule'].arm):
+    left, back = (', '.join(f'{n:.0f}' for n in numbers(rows, 'rule', arm, name).value)
+                  for name in ('left', 'rollbacks'))
+    norms = numbers(rows, 'rule', arm, 'left')['of'].iloc[0]
+    notes.append(f'{arm} sets its own events: of {norms:.0f} norms {left} are left, and one was '
+                 f'put back {back} times, by base.')
+  return notes
 
 
 def losses_table(rows: pd.DataFrame, where: str) -> Table:

@@ -31,6 +31,7 @@ from model_lib.analysis import readout
 from model_lib.analysis.batches import in_batches
 from model_lib.analysis.bootstrap import bootstrap
 from model_lib.analysis.statistics import Interval
+from model_lib.models.dense import merged
 
 
 class Attribution(NamedTuple):
@@ -97,7 +98,7 @@ def _attribute(model, variables, tokens):
 
 def contributions(variables: Mapping, z_lbhd: jax.Array) -> jax.Array:
   """What every head adds to the residual stream at one position: z [L, B, H, d] -> [L, H, B, D]."""
-  kernel = readout.kernel(variables['params']['h']['attn']['c_proj'])
+  kernel = merged(variables['params']['h']['attn']['c_proj'])['kernel']
   depth, _, heads, head_dim = z_lbhd.shape
   return jnp.einsum('lbhd,lhde->lhbe', z_lbhd, kernel.reshape(depth, heads, head_dim, -1))
 

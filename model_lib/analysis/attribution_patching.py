@@ -102,7 +102,7 @@ def patch(model: nn.Module, variables: Mapping, pairs: Pairs, batch: int = 32) -
     model: a `models.gpt2.GPT2`: its taps and edits at `SITES` are used.
     variables: of the model.
     pairs: prompts within the model's length.
-    batch: pairs at a time; 3 L P passes over each batch, and one backwards.
+    batch: pairs at a time; 3 P passes of the layers from each one on, and one backwards.
   """
   return in_batches(
       lambda block: _patch(model, pairs.changed, variables, block), pairs[:4], batch)
@@ -111,43 +111,65 @@ def patch(model: nn.Module, variables: Mapping, pairs: Pairs, batch: int = 32) -
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _patch(model, changed, variables, block):
   clean, corrupt, answer, wrong = block
+  count, length = clean.shape
+  depth = model.depth
 
   def metric(logits):
-    last = logits[:, -1]
-    pick = lambda tokens: jnp.take_along_axis(last, tokens[:, None], axis=-1)[:, 0]
-    return pick(answer) - pick(wrong)
+    last, rows = logits[:, -1], jnp.arange(len(logits))
+    return last[rows, answer[rows % count]] - last[rows, wrong[rows % count]]
 
-  def edited(edits):
-    return metric(model.apply(variables, corrupt, train=False, edits=edits))
-
-  def corrupted(edits):
-    logits, taps = model.apply(variables, corrupt, train=False, taps=True, edits=edits)
-    start = metric(logits)
+  def both(edits):
+    """The metric of the clean prompts, then of the corrupt ones, in one run; and its taps."""
+    logits, taps = model.apply(variables, jnp.concatenate([clean, corrupt]), train=False,
+                               taps=True, edits=edits)
+    found = metric(logits)
     # A prompt's metric depends on its own run only, so the gradient of the sum holds each one's.
-    return start.sum(), (start, taps)
+    return found.sum(), (found, {site: taps[site] for site in SITES})
 
-  clean_logits, clean_taps = model.apply(variables, clean, train=False, taps=True)
-  slope, (start, taps) = jax.grad(corrupted, has_aux=True)(
-      {site: jnp.zeros_like(clean_taps[site]) for site in SITES})
-  change = {site: clean_taps[site] - taps[site] for site in SITES}
-  attribution = {site: jnp.moveaxis(jnp.sum(slope[site] * change[site], -1), 1, 0)[..., changed:]
-                 for site in SITES}
-  depth, _, length, _ = change[SITES[0]].shape
+  wide = jnp.promote_types(variables['params']['wte']['embedding'].dtype, jnp.float32)
+  nothing = jnp.zeros((depth, 2 * count, length, model.dim), wide)
+  slope, (found, taps) = jax.grad(both, has_aux=True)(dict.fromkeys(SITES, nothing))
+  goal, start = found[:count], found[count:]
+  stream = taps['resid_pre'][:, count:]
+  # By SITES, whose numbers the places have; jax hands dictionaries back in the order of their keys.
+  change = {site: taps[site][:, :count] - taps[site][:, count:] for site in SITES}
+  attribution = {
+      site: jnp.moveaxis(jnp.sum(slope[site][:, count:] * change[site], -1), 1, 0)[..., changed:]
+      for site in SITES}
   places = jnp.stack(jnp.meshgrid(
-      jnp.arange(len(SITES)), jnp.arange(depth), jnp.arange(changed, length), indexing='ij'),
-      axis=-1).reshape(-1, 3)
+      jnp.arange(len(SITES)), jnp.arange(changed, length), indexing='ij'), axis=-1).reshape(-1, 2)
 
-  def one(place):  # of one program for all sites, which is compiled once
-    chosen, layer, position = place
-    edits = {
-        site: jnp.zeros_like(value).at[layer, :, position].set(
+  def effects(layer):
+    """Of one layer, [B, sites, P]: of the run from it on, since nothing before it changes."""
+    rest, own = behind(model, variables, layer)
+
+    def one(place):  # of one program for all sites, which is compiled once
+      chosen, position = place
+      edits = {}
+      for number, (site, value) in enumerate(change.items()):
+        first = jnp.zeros_like(value[layer]).at[:, position].set(
             jnp.where(chosen == number, value[layer, :, position], 0))
-        for number, (site, value) in enumerate(change.items())}
-    return edited(edits) - start
+        if site == 'resid_pre':
+          first = first + stream[layer] - stream[0]
+        edits[site] = jnp.zeros_like(value[layer:]).at[0].set(first)
+      return metric(rest.apply(own, corrupt, train=False, edits=edits)) - start
 
-  effects = jax.lax.map(one, places).T.reshape(-1, len(SITES), depth, length - changed)
-  return Patches({site: effects[:, i] for i, site in enumerate(SITES)}, attribution,
-                 metric(clean_logits) - start, metric(clean_logits))
+    return jax.lax.map(one, places).T.reshape(-1, len(SITES), length - changed)
+
+  activation = jnp.stack([effects(layer) for layer in range(depth)], 2)
+  return Patches({site: activation[:, i] for i, site in enumerate(SITES)}, attribution,
+                 goal - start, goal)
+
+
+def behind(model: nn.Module, variables: Mapping, layer: int) -> tuple[nn.Module, Mapping]:
+  """The layers from one on as a model, and its variables.
+
+  Its stream begins with the embedding of the tokens: the edit `resid_pre` of its first layer makes
+  it the one that enters the layer.
+  """
+  return model.clone(depth=model.depth - layer), {
+      name: {**tree, 'h': jax.tree.map(lambda leaf: leaf[layer:], tree['h'])} if 'h' in tree
+      else tree for name, tree in variables.items()}
 
 
 def error(found: Patches, site: str, unit: str = 'pair') -> np.ndarray:

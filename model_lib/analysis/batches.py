@@ -1,14 +1,16 @@
-"""A function of a batch over many sequences, with one compilation."""
+"""A function of a batch over many sequences, with one compilation; and of many networks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 
 from model_lib.errors import UserError
+from model_lib.training.planning import default_batching, default_lanes
 
 
 def in_batches(function: Callable[..., Any], arrays: Any, batch: int) -> Any:
@@ -39,3 +41,15 @@ def in_batches(function: Callable[..., Any], arrays: Any, batch: int) -> Any:
     jax.tree.map(np.asarray, function(jax.tree.map(lambda x: x[block], arrays)))
     for block in rows.reshape(-1, batch)]
   return jax.tree.map(lambda *xs: np.concatenate(xs)[:count], *parts)
+
+
+def side_by_side(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+  """What `function` gives for each item, in their order.
+
+  The first alone, since it compiles; of the others on a CPU as many at a time as XLA has threads,
+  which a small network does not keep busy alone. A setting of jax that belongs to a thread must be
+  made in the function.
+  """
+  found = [function(item) for item in items[:1]]
+  with ThreadPoolExecutor(default_lanes(default_batching())) as pool:
+    return found + list(pool.map(function, items[1:]))

@@ -31,9 +31,11 @@ from model_lib.analysis.batches import in_batches
 from model_lib.analysis.bootstrap import mean_bootstrap
 from model_lib.analysis.language_loss import entropy
 from model_lib.errors import UserError
+from model_lib.models.dense import merged
 
 _NULL = 1e-5  # a singular value below this part of the largest is 0 in float32
 _NEAREST = 10  # neurons of the nearest norm that a control is drawn from
+_TOGETHER = 6  # sets whose logits are held at once
 
 
 class Neurons(NamedTuple):
@@ -95,7 +97,7 @@ def neurons(model: nn.Module, variables: Mapping) -> Neurons:
   Raises:
     UserError: the final norm is none of 'layer', 'rms', 'none'.
   """
-  w = np.asarray(readout.kernel(variables['params']['h']['mlp']['c_proj'])[-1], np.float64)
+  w = np.asarray(merged(variables['params']['h']['mlp']['c_proj'])['kernel'][-1], np.float64)
   if readout.centers(model):
     w = w - w.mean(1, keepdims=True)
   columns = np.asarray(readout.readout(model, variables), np.float64)
@@ -148,11 +150,11 @@ def ablate(model: nn.Module, variables: Mapping, tokens: np.ndarray,
   """Mean ablation of each set of neurons of the last layer.
 
   Args:
-    model: a `models.gpt2.GPT2`: its tap and edit `mlp_act` are used.
+    model: a `models.gpt2.GPT2`: its tap `mlp_act` and its edit `resid_final` are used.
     variables: of the model.
     tokens: [N, T]; the means are taken over all of them.
     sets: neurons that are ablated together.
-    batch: windows at a time; S + 1 passes over each batch.
+    batch: windows at a time; 2 + S / 6 passes over each batch.
   """
   means = in_batches(lambda block: _activations(model, variables, block), tokens, batch)
   mask = np.zeros((len(sets), means.shape[1]), bool)
@@ -178,17 +180,22 @@ def _ablate(model, variables, tokens, mask, mean):
 
   logits, taps = model.apply(variables, tokens, train=False, taps=True)
   loss, own = numbers(logits)
-  act = taps['mlp_act']
+  act, last = taps['mlp_act'][-1], variables['params']['h']
+  weight = merged(last['mlp']['c_proj'])['kernel'][-1]
+  if 'ffn_alpha' in last:
+    weight = weight / last['ffn_alpha'][-1]
 
   def one(chosen):
-    change = jnp.where(chosen[None, None], mean[None, None] - act[-1], 0.0)
-    logits = model.apply(variables, tokens, train=False,
-                         edits={'mlp_act': jnp.zeros_like(act).at[-1].set(change)})
+    # As a change of the stream behind the last block: the blocks, which do not depend on the set,
+    # are computed once for the sets of a turn.
+    change = jnp.where(chosen[None, None], mean[None, None] - act, 0.0) @ weight
+    logits = model.apply(variables, tokens, train=False, edits={'resid_final': change})
     new_loss, new = numbers(logits)
     return jnp.stack([jnp.mean(x, 1) for x in (
       new_loss - loss, new - own, jnp.abs(new_loss - loss), jnp.abs(new - own))])
 
-  return Ablations(*jnp.moveaxis(jax.lax.map(one, mask), (1, 2), (0, 1)))  # [4, B, S]
+  found = jax.lax.map(one, mask, batch_size=_TOGETHER)
+  return Ablations(*jnp.moveaxis(found, (1, 2), (0, 1)))  # [4, B, S]
 
 
 def rows(model: nn.Module, variables: Mapping, tokens: np.ndarray, top: int = 3, draws: int = 5,

@@ -48,14 +48,23 @@ def predict(model: nn.Module, variables: Mapping, tokens: np.ndarray,
             batch: int = 16) -> Predictions:
   """The predictions for windows of tokens [N, T], T >= 2, `batch` windows at a time."""
   _check(tokens)
-  return in_batches(lambda block: _predict(model, variables, block), tokens, batch)
+  return in_batches(lambda block: _predict(logits(model, variables, block), block[:, 1:]),
+                    tokens, batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _predict(model, variables, tokens):
-  logits = model.apply(variables, tokens, train=False)[:, :-1]
-  logp = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
-  targets = tokens[:, 1:]
+def logits(model: nn.Module, variables: Mapping, tokens: jax.Array) -> jax.Array:
+  """Of the tokens after the first, [B, T - 1, V], float32 or wider.
+
+  A program of its own: all that reads logits alone shares it.
+  """
+  found = model.apply(variables, tokens, train=False)[:, :-1]
+  return found.astype(jnp.promote_types(found.dtype, jnp.float32))
+
+
+@jax.jit
+def _predict(logits_btv, targets):
+  logp = jax.nn.log_softmax(logits_btv)
   loss = -jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
   return Predictions(loss, entropy(logp), jnp.exp(jnp.max(logp, -1)),
                      jnp.argmax(logp, -1) == targets)
@@ -117,16 +126,12 @@ def divergence(a: tuple[nn.Module, Mapping], b: tuple[nn.Module, Mapping], token
     [N, T - 1].
   """
   _check(tokens)
-  return in_batches(lambda block: _divergence(a[0], b[0], a[1], b[1], block), tokens, batch)
+  return in_batches(lambda block: _divergence(logits(*a, block), logits(*b, block)), tokens, batch)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _divergence(a, b, variables_a, variables_b, tokens):
-  def logp(model, variables):
-    logits = model.apply(variables, tokens, train=False)[:, :-1]
-    return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
-
-  p, q = logp(a, variables_a), logp(b, variables_b)
+@jax.jit
+def _divergence(logits_a, logits_b):
+  p, q = jax.nn.log_softmax(logits_a), jax.nn.log_softmax(logits_b)
   middle = jnp.logaddexp(p, q) - jnp.log(2.0)
 
   def kl(p):  # as a sum of differences: those of entropies lose small divergences to rounding

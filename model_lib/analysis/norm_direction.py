@@ -32,6 +32,7 @@ from model_lib.analysis import readout
 from model_lib.analysis.batches import in_batches
 from model_lib.analysis.residual_scale import places
 from model_lib.errors import UserError
+from model_lib.models.dense import merged
 from model_lib.models.removable import KINDS, Norm
 
 
@@ -58,7 +59,7 @@ def functionals(model: nn.Module, variables: Mapping, count: int,
   """
   rng = np.random.Generator(np.random.Philox(seed))
   params = variables['params']
-  inside = [readout.kernel(params['h'][part][name])
+  inside = [merged(params['h'][part][name])['kernel']
             for part, name in (('attn', 'c_attn'), ('mlp', 'c_fc'))]
   matrices = [np.asarray(kernel[layer]) for layer in range(model.depth) for kernel in inside]
   matrices.append(np.asarray(readout.unembedding(variables)))
@@ -102,14 +103,21 @@ def _cosines(model, variables, tokens, n):
     a_md = n_md * own['scale'][None]
     c_md = a_md - jnp.mean(a_md, -1, keepdims=True) if model.norm == 'layer' else a_md
     sigma = jnp.mean(bound.moments(x_btd)[1])
-    pulls = [jax.vjp(function, x_btd)[1] for function in (
-      bound, lambda x: bound.affine(bound.moments(x)[0], 1 / sigma))]
+    pull = jax.vjp(bound, x_btd)[1]
+    # Of a linear map it is the same at every token, and so taken at one.
+    pull_frozen = jax.vjp(lambda x: bound.affine(bound.moments(x)[0], 1 / sigma),
+                          x_btd[:1, :1])[1]
 
-    def of_functional(n_d, a_d, c_d):
-      real, frozen = (pull(jnp.broadcast_to(n_d, x_btd.shape))[0] for pull in pulls)
-      return _cosine(real, c_d), _cosine(real, a_d), _cosine(frozen, c_d)
+    def of_functional(vectors):
+      n_d, a_d, c_d = vectors
+      real, = pull(jnp.broadcast_to(n_d, x_btd.shape))
+      frozen, = pull_frozen(n_d[None, None])
+      return (_cosine(real, c_d), _cosine(real, a_d),
+              jnp.broadcast_to(_cosine(frozen, c_d), x_btd.shape[:2]))
 
-    return jax.vmap(of_functional)(n_md, a_md, c_md)
+    # One after the other: a CPU is four times slower under vmap, and jaxlib 0.10.2 makes a wrong
+    # program of it at such sizes (jax-ml/jax issue 39103).
+    return jax.lax.map(of_functional, (n_md, a_md, c_md))
 
   found = jax.lax.map(lambda args: of_place(*args), (stream, affine, n))
   return Cosines(*(jnp.transpose(x, (2, 3, 0, 1)) for x in found))  # from [2 L + 1, M, B, T]
@@ -130,15 +138,16 @@ def direction_rows(model: nn.Module, variables: Mapping, tokens: np.ndarray, cou
     rounding), and expected_square (1 - 1 / (D - 1), for 'rms' 1 - 1 / D; of isotropic functionals).
   """
   expected = 1 - 1 / (model.dim - 1 if model.norm == 'layer' else model.dim)
+  given = functionals(model, variables, count, seed)
+  found = cosines(model, variables, tokens, np.concatenate(list(given.values()), 1), batch)
   table = []
-  for kind, n in functionals(model, variables, count, seed).items():
-    found = jax.tree.map(lambda x: np.asarray(x, np.float64),
-                         cosines(model, variables, tokens, n, batch))
+  for k, kind in enumerate(given):
     for i, place in enumerate(places(model.depth)):
-      here = found.centred[:, :, i]
+      centred, plain, frozen = (np.asarray(x[:, :, i, k * count:(k + 1) * count], np.float64)
+                                for x in found)
       table.append({
-        'place': place, 'functional': kind, 'cosine': float(here.mean()),
-        'lowest': float(here.min()), 'first': float(here[:, 0].mean()),
-        'square': float((here ** 2).mean()), 'plain': float(found.plain[:, :, i].mean()),
-        'frozen': float(found.frozen[:, :, i].min()), 'expected_square': expected})
+        'place': place, 'functional': kind, 'cosine': float(centred.mean()),
+        'lowest': float(centred.min()), 'first': float(centred[:, 0].mean()),
+        'square': float((centred ** 2).mean()), 'plain': float(plain.mean()),
+        'frozen': float(frozen.min()), 'expected_square': expected})
   return table

@@ -35,13 +35,6 @@ def centers(model: nn.Module) -> bool:
   return norm == 'layer'
 
 
-def kernel(params: Mapping) -> jax.Array:
-  """The matrix of a `models.gpt2.Dense` [..., in, out], with its low-rank part."""
-  if 'lora_a' in params:
-    return params['kernel'] + params['lora_a'] @ params['lora_b']
-  return params['kernel']
-
-
 def unembedding(variables: Mapping) -> jax.Array:
   """W_U [D, V]: the readout's kernel, or the transposed embedding where they are tied."""
   params = variables['params']

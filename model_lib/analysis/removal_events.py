@@ -1,4 +1,4 @@
-"""What each step of a removal did to the training loss: spike, recovery, gradient norm."""
+"""What each step of a removal did to the training loss: spike, rise, recovery, gradient norm."""
 
 from __future__ import annotations
 
@@ -55,6 +55,28 @@ def event_rows(loss: Sequence[float], events: Sequence[int], gap: int,
       'gradient_norm': math.nan if gradient_norm is None else _largest(norms[step:step + gap]),
       'not_finite': int(np.sum(~np.isfinite(window)))})
   return rows
+
+
+def rises(loss: Sequence[float], reference: Sequence[float], events: Sequence[int],
+          gap: int) -> np.ndarray:
+  """max((loss - reference)[event : event + g]) of each event, in the order of `event_rows`.
+
+  Against a run of the same batches without the removals it is what these did; `spike` has in it
+  how hard the batches are.
+
+  Args:
+    loss, reference: [S] training losses of every step.
+    events, gap: as for `event_rows`.
+
+  Returns:
+    One number per event; inf where a loss is not finite, nan where one of the reference is not.
+  """
+  loss, reference = np.asarray(loss, np.float64), np.asarray(reference, np.float64)
+  found = []
+  for step in sorted(set(int(event) for event in events)):
+    own, other = loss[step:step + gap], reference[step:step + gap]
+    found.append(_largest(own - other) if np.isfinite(other).all() else math.nan)
+  return np.array(found)
 
 
 def _largest(values: np.ndarray) -> float:

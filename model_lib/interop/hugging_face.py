@@ -28,6 +28,7 @@ from model_lib import models
 from model_lib.errors import UserError
 from model_lib.interop.tensor_folder import CONFIG, TensorFolder, write
 from model_lib.models import removable
+from model_lib.models.dense import merged
 from model_lib.models.gpt2 import GPT2
 from model_lib.spec import nearest
 
@@ -123,11 +124,7 @@ def save_gpt2(path: str | os.PathLike[str], model: GPT2, variables: Mapping[str,
     raise UserError(f'{path}: the norm site {switched[0]} is switched, which parameters alone do '
                     'not say; fold the norms first')
   params = flax.traverse_util.flatten_dict(
-    jax.tree.map(np.asarray, dict(variables['params'])), sep='/')
-  for leaf in [leaf for leaf in params if leaf.endswith('/lora_a')]:
-    kernel = leaf.replace('lora_a', 'kernel')
-    a, b = params.pop(leaf), params.pop(leaf.replace('lora_a', 'lora_b'))
-    params[kernel] = (params[kernel] + a @ b).astype(params[kernel].dtype)
+    merged(jax.tree.map(np.asarray, dict(variables['params']))), sep='/')
   model = model.clone(lora_rank=0, removable=False, adaptive=0)
   tensors = {}
   for leaf, value in params.items():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from model_lib.errors import UserError
 
@@ -72,6 +76,21 @@ class Unembedding(nn.Module):
       return logits
     bias = self.param('bias', nn.initializers.zeros, (self.vocab,), jnp.float32)
     return logits + _row(bias.astype(logits.dtype), 3)
+
+
+def merged(params: Mapping) -> dict:
+  """The parameters of a model, or of one map, with LoRA's products in the kernels: W' = W + A B.
+
+  Computed in float64 for NumPy arrays, else in float32 or wider; a kernel keeps its dtype.
+  """
+  flat = flax.traverse_util.flatten_dict(dict(params))
+  for path in [path for path in flat if path[-1] == 'lora_a']:
+    place = (*path[:-1], 'kernel')
+    kernel, a, b = flat[place], flat.pop(path), flat.pop((*path[:-1], 'lora_b'))
+    wide = (np.float64 if isinstance(kernel, np.ndarray) else
+            jnp.promote_types(kernel.dtype, jnp.float32))
+    flat[place] = (kernel.astype(wide) + a.astype(wide) @ b.astype(wide)).astype(kernel.dtype)
+  return flax.traverse_util.unflatten_dict(flat)
 
 
 def _row(vector: jax.Array, ndim: int) -> jax.Array:

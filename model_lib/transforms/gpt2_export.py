@@ -9,7 +9,7 @@ Both give the new model, its variables and a report of how far its outputs are f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 
 from model_lib.errors import UserError
 from model_lib.models import removable
+from model_lib.models.dense import merged
 from model_lib.transforms import edits
 from model_lib.transforms.convert import fold_frozen_tree
 from model_lib.transforms.graph import Finding, find_normalizations
@@ -113,7 +114,7 @@ class Exported:
   report: ExportReport
 
 
-def fold(model, variables, tokens) -> Exported:
+def fold(model, variables, tokens, lower: Sequence[str] = LOWER) -> Exported:
   """The exact fold: a GPT2 with norm='none' and an untied unembedding with bias.
 
   W_qkv' = C diag(g / sigma) W_qkv, b' = b + beta W_qkv with C = I - 11'/D (RMSNorm: without) and
@@ -125,6 +126,7 @@ def fold(model, variables, tokens) -> Exported:
     model: GPT2 with removable=True.
     variables: params, norm_state and hp after training.
     tokens: [B, T], inputs of the report.
+    lower: dtypes below float32 that the report has a row of.
 
   Raises:
     UserError: norms other than the final one are still real; the line names them.
@@ -136,7 +138,7 @@ def fold(model, variables, tokens) -> Exported:
   new = _plain(model, norm='none', final_norm=model.norm if kept else '',
                tied=model.tied and kept, unembed_bias=model.unembed_bias or not kept)
   return _exported('fold', model, new, variables, tokens,
-                   lambda v: fold_tree(v, model.norm, model.tied, kept), kept)
+                   lambda v: fold_tree(v, model.norm, model.tied, kept), kept, lower)
 
 
 def trick(model, variables, tokens) -> Exported:
@@ -212,17 +214,6 @@ def trick_tree(variables) -> dict:
   return {'params': edits.unflatten(flat), 'hp': variables['hp']}
 
 
-def merged(params) -> dict:
-  """The parameters with LoRA's products in the kernels: W' = W + A B."""
-  flat = edits.flatten(params)
-  for path in [path for path in flat if path.endswith('/lora_a')]:
-    place = path.removesuffix('/lora_a')
-    a, b = (flat.pop(f'{place}/{name}').astype(np.float64) for name in ('lora_a', 'lora_b'))
-    kernel = flat[f'{place}/kernel']
-    flat[f'{place}/kernel'] = (kernel + a @ b).astype(kernel.dtype)
-  return edits.unflatten(flat)
-
-
 def sigmas(variables) -> dict[str, np.ndarray]:
   """sigma_factor sigma_avg by group, float64: qk, v, mlp [L], final []."""
   state, factor = variables['norm_state'], np.float64(variables['hp']['sigma_factor'])
@@ -252,8 +243,9 @@ def _run(model) -> Callable:
 
 
 def _exported(form: str, model, new, variables, tokens, surgery: Callable,
-              kept: bool) -> Exported:
-  variables = {name: variables[name] for name in ('params', 'hp', 'norm_state')}
+              kept: bool, dtypes: Sequence[str] = LOWER) -> Exported:
+  variables = jax.tree.map(np.asarray, {name: variables[name]
+                                        for name in ('params', 'hp', 'norm_state')})
   real = _plain(model)
   paths = {m: _hp_paths(m, tokens) for m in (new, real)}
 
@@ -264,12 +256,12 @@ def _exported(form: str, model, new, variables, tokens, surgery: Callable,
   after, unchanged = made(variables), _with_hp(merged(variables['params']), variables['hp'],
                                                paths[real])
   old, variance, normed, *rounded = jax.tree.map(np.asarray, _outputs(
-    model, real, new, variables, unchanged, [_rounded(after, dtype) for dtype in LOWER], tokens))
+    model, real, new, variables, unchanged, [_rounded(after, dtype) for dtype in dtypes], tokens))
   more = 4 * float(variance) / (2 * TRICK_EPS) if form == 'trick' else 0.0
   precisions = compare(_run(model), _run(new), variables, made, tokens,
                        {dtype: allowed + more for dtype, allowed in TOLERANCES.items()})
   return Exported(new, after, ExportReport(
-    form, precisions, tuple(_lower(dtype, logits, old) for dtype, logits in zip(LOWER, rounded)),
+    form, precisions, tuple(_lower(dtype, logits, old) for dtype, logits in zip(dtypes, rounded)),
     float(np.abs(normed - old).max() / np.abs(old).max()), _findings(new, after, tokens),
     _findings(real, unchanged, tokens), kept, float(variance)))
 

@@ -77,6 +77,14 @@ def test_marks_are_before_the_first_event_and_behind_each_group():
   assert asked.keep_at == asked.evaluate_at == (10, 23, 26 + 13, 42 + 19, 67)
 
 
+def test_the_preset_has_other_seeds_than_the_first_record():
+  """The rule of at_once_rises was written after that of seed 0."""
+  seeds = [{seed for item in cohorts(resolved(seed=shift)).values()
+            if not isinstance(item, Measurement) for m in item.members
+            for seed in (m.seed, m.data_seed)} for shift in (0, resolved().seed)]
+  assert seeds[0] and not seeds[0] & seeds[1]
+
+
 def test_presets_can_be_planned():
   for preset in ('smoke', 'cpu', 'gpu'):
     config = resolved(preset)
@@ -139,6 +147,22 @@ def test_schedules_that_fit(text):
 # Measurements on small arrays.
 
 
+def test_what_the_adaptive_rule_came_to_is_counted_and_said():
+  state = {'event': np.array([[4, NEVER, NEVER, 9], [4, 6, 8, 9]]),
+           'rollbacks': np.array([[0, 2, 1, 0], [0, 0, 0, 0]])}
+  trained = dataclasses.make_dataclass('T', ['variables', 'rows'])(
+      {'norm_state': {'rule': state}}, [{'arm': 'adaptive', 'base': b} for b in (0, 1)])
+  given = dataclasses.make_dataclass('Given', ['trained'])({'arms-adaptive': trained}.__getitem__)
+  rows = pd.DataFrame(measured.measure_rule(given, 'arms', 'arms-adaptive'))
+  assert rows.value.tolist() == [2, 3, 0, 0]
+  line, = removal_tables.rule_notes(rows)
+  assert 'of 4 norms 2, 0 are left, and one was put back 3, 0 times' in line
+  assert removal_tables.rule_notes(rows[rows.phase == 'card']) == []
+  asked = cohorts(resolved())
+  assert asked['arms-adaptive-rule'].arguments['tuned'] == 'arms-adaptive'
+  assert not [name for name in cohorts(resolved('smoke')) if name.endswith('-rule')]
+
+
 def test_bigram_against_a_plain_table():
   rng = np.random.default_rng(0)
   inputs = rng.integers(0, 5, (40, 9)) ** 2 % 7
@@ -186,6 +210,13 @@ def test_an_event_at_step_s_is_the_line_that_says_s_plus_1():
   steps = events[events.arm == 'vanilla'].step.tolist()
   assert steps == events[events.arm == 'no_aux'].step.tolist() == sorted(set(steps))
   assert len(steps) == 13 and steps[0] == 10
+  # Against vanilla on the same batches: what both have is no rise.
+  both = {(m, 12): 3.0 for m in range(4)}
+  for losses, rise in ((both, 0.0), (both | {(3, 13): 2.5}, 0.5), (both | {(0, 13): np.nan}, None)):
+    events = removal_rows.events_of(run_of(losses), 'arms', resolved().small)
+    own, = events[(events.arm == 'at_once')].rise
+    assert np.isnan(own) if rise is None else own == rise
+    assert events[(events.arm == 'at_once')].spike.tolist() == [1.0]
   lost = removal_rows.events_of(run_of({(2, s): np.nan for s in range(30, 101)}), 'arms',
                                 resolved().small)
   assert np.isinf(lost[(lost.arm == 'no_aux') & (lost.step > 40)].spike).all()
@@ -204,7 +235,8 @@ def test_runs_that_differ_are_counted_from_their_first_step():
 def test_a_run_that_never_recovers_has_a_dash():
   losses = {(3, s): 3.0 for s in range(11, 101)}
   events = removal_rows.events_of(run_of(losses), 'arms', resolved().small)
-  rows = {row['arm']: row for row in removal_tables.events_table(events, '').rows}
+  table = removal_tables.events_table(events, run_of(losses).rows, '')
+  rows = {row['arm']: row for row in table.rows}
   assert np.isnan(rows['at_once']['recovery']) and rows['no_aux']['recovery'] == 0
 
 
@@ -223,6 +255,7 @@ class World:
   swap: float = 0.5
   double: float = 0.2
   spike: float = 1.0  # of at_once beyond ln_free
+  rise: float = 0.3  # the same against vanilla
   ends: float = 0.6
   ece: float = 0.01
   nmae: float = 1e-4
@@ -270,9 +303,9 @@ class World:
                         ('at_once', 1.93 + self.ends + own), ('reversed', 1.94)):
         rows.append({'phase': 'base' if arm == 'base' else 'tuned', 'arm': arm, 'base': b,
                      'lr_factor': 1.0, 'val_loss': loss, 'diverged_step': -1})
-      events += [{'arm': arm, 'base': b, 'spike': spike} for arm, spike in (
-          ('vanilla', 0.1), ('ln_free', 0.2), ('ln_free', 0.1),
-          ('at_once', 0.2 + self.spike + own))]
+      events += [{'arm': arm, 'base': b, 'spike': spike, 'rise': rise} for arm, spike, rise in (
+          ('vanilla', 0.1, 0.0), ('sham', 0.1, 0.0), ('ln_free', 0.2, 0.05), ('ln_free', 0.1, 0.1),
+          ('at_once', 0.2 + self.spike + own, 0.1 + self.rise + own))]
       for arm, nmae, ece, ratio, sink in (
           ('base', self.real_nmae, 0.02, self.ratio, self.sink),
           ('vanilla', self.real_nmae, 0.02, self.ratio, self.sink),
@@ -321,6 +354,7 @@ def test_there_is_an_outcome_for_every_claim_and_for_no_other():
     ({'sure': False}, ['removal_costs_something', 'doubled_sigma_differs']),
     ({'swap': 0.05}, ['zero_tuning_breaks']), ({'double': 0.0}, ['doubled_sigma_differs']),
     ({'spike': -0.05}, ['at_once_spikes']), ({'ends': 0.4}, ['at_once_breaks']),
+    ({'rise': -0.05}, ['at_once_rises']), ({'rise': 0.001}, ['at_once_rises']),
     ({'ends': -0.05}, ['at_once_ends_worse', 'at_once_breaks']),
     ({'ece': -0.01}, ['worse_calibrated']), ({'nmae': 0.02}, ['attribution_is_exact']),
     ({'folded_nmae': 0.02}, ['attribution_is_exact']),

@@ -12,6 +12,7 @@ import pytest
 from model_lib import models
 from model_lib.errors import UserError
 from model_lib.interop import save_gpt2
+from model_lib.models.dense import merged
 from model_lib.models.removable import NEVER
 from model_lib.transforms import edits, find_normalizations
 from model_lib.transforms import gpt2_export as export
@@ -196,7 +197,8 @@ def test_lower_precisions_are_shown() -> None:
 # The final map.
 
 
-@pytest.mark.parametrize('dtype, allowed', [('float32', 1e-4), ('float64', 1e-10)])
+@pytest.mark.parametrize('dtype, allowed', [
+  pytest.param('float32', 1e-4, marks=pytest.mark.slow), ('float64', 1e-10)])
 def test_after_folding_the_logits_are_linear_in_the_last_stream(dtype, allowed) -> None:
   """f(a + b) - f(b) = f(a) - f(0), with a the stream that the model has and edits added to it."""
   def defect(model, variables, tokens):
@@ -230,12 +232,13 @@ def test_after_folding_the_logits_are_linear_in_the_last_stream(dtype, allowed) 
 def test_lora_goes_into_the_kernels() -> None:
   rng = np.random.default_rng(0)
   a, b, w = rng.normal(size=(2, 5, 3)), rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 5, 4))
-  merged = export.merged({'h': {'c_fc': {'kernel': np.float32(w), 'lora_a': np.float32(a),
-                                         'lora_b': np.float32(b)}}})
-  assert set(merged['h']['c_fc']) == {'kernel'} and merged['h']['c_fc']['kernel'].dtype == 'float32'
-  for layer in range(2):
-    np.testing.assert_allclose(merged['h']['c_fc']['kernel'][layer], w[layer] + a[layer] @ b[layer],
-                               rtol=1e-5, atol=1e-5)
+  params = {'kernel': np.float32(w), 'lora_a': np.float32(a), 'lora_b': np.float32(b)}
+  # Of a tree and of one map, on the host and on a device.
+  for found in (merged({'h': {'c_fc': params}})['h']['c_fc'], merged(jax.device_put(params))):
+    assert set(found) == {'kernel'} and found['kernel'].dtype == 'float32'
+    for layer in range(2):
+      np.testing.assert_allclose(found['kernel'][layer], w[layer] + a[layer] @ b[layer],
+                                 rtol=1e-5, atol=1e-5)
 
 
 # What is refused.

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from scipy import stats
 from scipy.spatial import distance
 
 from model_lib.analysis import language_loss
-from model_lib.analysis.batches import in_batches
+from model_lib.analysis.batches import in_batches, side_by_side
 from model_lib.analysis.bootstrap import bootstrap, mean_bootstrap
 from model_lib.errors import UserError
 from tests.model_lib import gpt2_numpy
@@ -32,6 +33,23 @@ def test_predictions_are_those_of_the_next_token():
   # The token that stands at the position itself is another one.
   unshifted = -np.take_along_axis(logp, tokens[:, :-1, None], -1)[..., 0]
   assert np.abs(found.loss - unshifted).max() > 1
+
+
+def test_networks_side_by_side(monkeypatch):
+  """In their order, the first one alone; a mistake in one is not lost."""
+  monkeypatch.setenv('NPROC', '2')
+  begun, both = [], threading.Barrier(2)
+
+  def function(item):
+    begun.append(item)
+    if item:
+      both.wait(timeout=30)  # passes only if two are under way
+    return 10 * item, len(begun) if not item else 0
+
+  assert side_by_side(function, [0, 1, 2, 3, 4]) == [(0, 1), *((10 * i, 0) for i in range(1, 5))]
+  assert side_by_side(str, [7]) == ['7'] and side_by_side(str, []) == []
+  with pytest.raises(ZeroDivisionError):
+    side_by_side(lambda item: 1 / item, [1, 2, 0])
 
 
 def test_the_last_batch_is_filled_and_cut():

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from model_lib import models
 from model_lib.analysis import norm_direction as nd
 from model_lib.errors import UserError
 from tests.model_lib import gpt2_numpy
@@ -44,6 +45,23 @@ def test_cosines_are_those_of_the_formula(case):
   np.testing.assert_allclose(found.frozen, 1, atol=1e-5)
   # Through a real norm of 12 channels the gradient does turn.
   assert found.centred.min() < 0.95
+
+
+@pytest.mark.slow  # optimized there: the compiler's wrong program is
+def test_cosines_at_the_size_of_a_study():
+  """With vmap over the functionals jaxlib 0.10.2 gives gradients that are a third off here."""
+  model = models.build('gpt2', vocab=64, length=128, dim=96, depth=1, heads=4, unroll=1)
+  tokens = np.random.default_rng(0).integers(0, 64, (8, 128)).astype(np.int32)
+  variables = jax.jit(lambda: model.init(jax.random.key(0), tokens))()
+  n = nd.functionals(model, variables, 16)['random']
+  params = variables['params']
+  x = np.asarray(params['wte']['embedding'][tokens] + params['wpe']['embedding'][None], np.float64)
+  xh = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+  found = nd.cosines(model, variables, tokens, n)
+  for i, a in enumerate(np.asarray(n[0], np.float64)):
+    c = a - a.mean()
+    gradient = c - xh * (xh @ c)[..., None] / 96
+    np.testing.assert_allclose(found.centred[:, :, 0, i], _cosine(gradient, c), atol=1e-5)
 
 
 @pytest.mark.parametrize('norm, expected', [('layer', 1 - 1 / 11), ('rms', 1 - 1 / 12)])

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from model_lib.analysis.removal_events import event_rows
+from model_lib.analysis.removal_events import event_rows, rises
 
 
 def test_spike_and_recovery_by_hand():
@@ -47,3 +47,17 @@ def test_losses_that_are_not_finite_are_counted():
 def test_events_without_steps_around_them_are_refused(event):
   with pytest.raises(ValueError, match=f'event at step {event}'):
     event_rows(np.ones(30), [event], gap=2)
+
+
+def test_the_rise_over_a_run_without_removals():
+  batches = np.random.default_rng(0).normal(2.0, 0.3, 40)  # how hard they are
+  loss = batches.copy()
+  loss[10:14] += [0.1, 0.4, 0.2, 0.9]
+  np.testing.assert_allclose(rises(loss, batches, [20, 10, 10], gap=3), [0.4, 0], atol=1e-12)
+  np.testing.assert_allclose(rises(loss, batches, [10, 13], gap=4), [0.9, 0.9], atol=1e-12)
+  # Without the other run the batches are in the number.
+  assert abs(event_rows(loss, [20], gap=3)[0]['spike']) > 0.01
+  loss[11] = math.nan
+  assert rises(loss, batches, [10], gap=3)[0] == math.inf
+  assert math.isnan(rises(batches, loss, [10], gap=3)[0])
+  assert rises(loss, loss, [20], gap=3)[0] == 0

@@ -11,7 +11,7 @@ from model_lib.models import removable
 from model_lib.training.cohort import Member, ModelSpec
 from model_lib.training.tasks import NextToken
 from model_lib.transforms import gpt2_export
-from model_lib.transforms.removal import schedule
+from model_lib.transforms.removal_schedules import schedule
 from tests.model_lib.engine import Engine
 
 pytestmark = pytest.mark.usefixtures('unoptimized')

@@ -6,7 +6,7 @@ import pytest
 
 from model_lib.analysis import residual_scale as rs
 from model_lib.errors import UserError
-from model_lib.transforms.removal import sites
+from model_lib.transforms.removal_schedules import sites
 from tests.model_lib import gpt2_numpy
 
 pytestmark = pytest.mark.usefixtures('unoptimized')

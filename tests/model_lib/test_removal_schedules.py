@@ -11,9 +11,9 @@ import pytest
 from model_lib import models
 from model_lib.errors import UserError
 from model_lib.models.removable import NEVER
-from model_lib.transforms import removal
+from model_lib.transforms import removal_schedules
 from model_lib.transforms.recipes import CONTEXT, PAPER
-from model_lib.transforms.removal import schedule, sites
+from model_lib.transforms.removal_schedules import schedule, sites
 
 
 def events(text, depth=2, steps=100):
@@ -109,14 +109,14 @@ def test_fitted_to_any_depth_and_length(depth, steps) -> None:
   span, half = times[-1] - times[0], 1  # each of the two events is rounded by a half
   assert 0.3 * steps - half <= span <= 0.65 * steps + half
   assert times[-1] <= 0.75 * steps + 0.5 and times[0] == steps // 10
-  start, gaps = removal.fitted(depth, steps)
+  start, gaps = removal_schedules.fitted(depth, steps)
   assert gaps['mlp'] == gaps['qk'] and gaps['v'] * 2 == pytest.approx(gaps['mlp'] * 3)
 
 
 def test_fitted_gaps_are_whole_where_that_is_possible() -> None:
-  assert removal.fitted(4, 150) == (15, {'mlp': 4, 'qk': 4, 'v': 6, 'final': 6})
+  assert removal_schedules.fitted(4, 150) == (15, {'mlp': 4, 'qk': 4, 'v': 6, 'final': 6})
   assert schedule('staged', 4, 150).hp(4)['event_final'] == 71
-  assert removal.fitted(48, 100)[1]['mlp'] < 1
+  assert removal_schedules.fitted(48, 100)[1]['mlp'] < 1
 
 
 def test_numbers_that_are_left_out_are_fitted() -> None:
