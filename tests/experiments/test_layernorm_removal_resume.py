@@ -33,7 +33,7 @@ RUNS = ('vanilla', 'ln_free', 'no_aux', 'taper', 'sham')
 EVENTS = {'mlp': (5, 9), 'qk': (13, 17), 'v': (21, 27), 'final': 33}
 STEPS = 36  # the last three with every norm linear
 BOUNDARIES = sorted({event + by for event in (5, 9, 13, 17, 21, 27, 33) for by in (-1, 0, 1)})
-FAST = (12, 13, 14, 33)  # around an event of one site, and at the last; the others are slow
+FAST = [step for event in (5, 13, 33) for step in (event - 1, event, event + 1)]
 
 
 class StopAt:
