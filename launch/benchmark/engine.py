@@ -71,8 +71,8 @@ def prepare(runs: Cohort, steps_per_call: int = 0) -> Setting:
   """Loads digits, plans and compiles; with steps_per_call = 0 the plan decides it."""
   data = datasets.StudyData(DataRequest('digits'), '')
   prepared = data.prepare(runs, 'device')
-  population = Population(runs, data.build(runs.model), prepared.task, prepared.arrays,
-                          planning.default_batching())
+  population = Population(runs, data.build(runs.model, runs.optimizer), prepared.task,
+                          prepared.arrays, planning.default_batching())
   plan, call = planning.decide(population, prepared.arrays, prepared.n_streams,
                                steps_per_call=steps_per_call, log_every=LOG_EVERY)
   return Setting(population, prepared, plan, call)

@@ -82,7 +82,8 @@ def _population(case: Case, batching: str, batch_size: int = 128):
   runs = engine.cohort(case.members, 4, ModelSpec(case.model, dict(case.arguments)), batch_size)
   data = datasets.StudyData(DataRequest('digits'), '')
   prepared = data.prepare(runs, 'device')
-  population = Population(runs, data.build(runs.model), prepared.task, prepared.arrays, batching)
+  population = Population(runs, data.build(runs.model, runs.optimizer), prepared.task,
+                          prepared.arrays, batching)
   call = population.compile_call(population.abstract(case.members), prepared.arrays,
                                  prepared.n_streams, 4, 2)
   jax.block_until_ready(prepared.arrays)
