@@ -11,8 +11,8 @@ second branch alone, which moves their entries by about rate (L / L_b)^(alpha - 
 
 norms over neurons and examples, the branch's input being what it was. df_lin goes as the step and
 the rest as its square, so that share goes as L^(alpha - 1): at alpha = 1/2 a deep branch is
-linear in its weights, at alpha = 1 it is not (Dey et al. 2025, CompleteP; it holds for a smooth
-phi, while the kinks of ReLU spoil the norm).
+linear in its weights, at alpha = 1 it is not (Dey et al. 2025, CompleteP). That is for a smooth
+phi: with ReLU, whose second order sits in its kinks, the few entries that cross one make it noisy.
 
 The published measure is another one (figure 6 and its notebook, with L_b = 2, rates
 rate N^-1/2 (L / L_b)^(alpha - 1), one neuron h of one example, and W1 alone moved):
