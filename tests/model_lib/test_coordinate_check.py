@@ -38,7 +38,11 @@ def test_mlp_over_width_under_adam(adam) -> None:
 def test_a_hidden_learning_rate_without_its_factor_fails(adam) -> None:
   found = adam[1]
   verdict = rules.judge_width('broken', found['no rate'], 'sp', found['sp'])
-  assert verdict.verdict == rules.FAILED and 'hidden_1' in verdict.text, verdict.text
+  assert verdict.verdict == rules.FAILED, verdict.text
+  outside = rules.outside(rules.FLAT, found['no rate'])[1]
+  # What is in front of the mistake is as it was.
+  assert {slope.tensor for _, slope in outside} >= {'hidden_1', 'activation_1'}
+  assert not {slope.tensor for _, slope in outside} & {'hidden_0', 'activation_0'}
 
 
 def test_raw_values_would_hide_that_mistake(adam) -> None:
@@ -93,8 +97,9 @@ class Own(nn.Module):
 
   @nn.compact
   def __call__(self, x, train=False):
-    x = nn.tanh(nn.Dense(self.width)(x.reshape(x.shape[0], -1)))
-    return nn.Dense(10, kernel_init=nn.initializers.zeros)(nn.tanh(nn.Dense(self.width)(x)))
+    x = nn.tanh(nn.Dense(self.width, name='first')(x.reshape(x.shape[0], -1)))
+    x = nn.tanh(nn.Dense(self.width, name='second')(x))
+    return nn.Dense(10, kernel_init=nn.initializers.zeros, name='last')(x)
 
 
 def test_a_model_of_the_user() -> None:
@@ -106,7 +111,7 @@ def test_a_model_of_the_user() -> None:
       program = check.Program(model, task, inputs, targets, cases.ADAM, steps=4)
       found.append(program.trace(width, 2.0 ** -10, (0, 1)))
       role = check.roles(model.labels(inputs), list(found[0].rms))
-  assert role == {'Dense_0': 'input', 'Dense_1': 'hidden', 'logits': 'logits'}
+  assert role == {'first': 'input', 'second': 'hidden', 'logits': 'logits'}
   mup, sp = (check.slopes(found, role) for found in traces.values())
   assert rules.zero_readout(traces['mup'])
   assert rules.judge_width('mup', mup, 'sp', sp, True).verdict == rules.PASSED
