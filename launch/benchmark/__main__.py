@@ -1,12 +1,12 @@
 """Measures the engine against plain jax, against the floor and against its memory estimates.
 
-  python -m launch.benchmark [--parts=population,steps,single,overhead,memory,search,gpt2]
+  python -m launch.benchmark [--parts=population,steps,single,overhead,memory,search,gpt2,depth]
       [--pairs=10] [--full] [--quickstart=WORKDIR] [--out=FILE.json]
 
 Every speed ratio is the median of at least ten interleaved pairs, shown with its
-quartiles; the search's are of half as many, since a pair of theirs trains many candidates one by
-one. On two idle CPU cores the first five parts take about 6, 2, 1, 3 and 8 minutes (memory without
---quickstart, which reads a finished quickstart instead of running one).
+quartiles; those of search and depth are of half as many, since a pair of theirs trains many runs
+one by one. On two idle CPU cores the first five parts take about 6, 2, 1, 3 and 8 minutes (memory
+without --quickstart, which reads a finished quickstart instead of running one).
 The exit code is 0 also where a target is missed: the table says so.
 """
 
@@ -26,7 +26,7 @@ from launch.study import atomic
 from launch.study import tables
 from model_lib.errors import UserError
 
-PARTS = ('population', 'steps', 'single', 'overhead', 'memory', 'search', 'gpt2')
+PARTS = ('population', 'steps', 'single', 'overhead', 'memory', 'search', 'gpt2', 'depth')
 MIN_PAIRS = 10
 _CALLS_PER_PAIR = 20  # a pair of single calls lasts 10 ms, and 200 cost no time
 
@@ -56,20 +56,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def measured(arguments: argparse.Namespace, say=lambda line: None) -> dict[str, list]:
   """{part: records} of the chosen parts."""
+  from launch.benchmark import depth
   from launch.benchmark import gpt2
   from launch.benchmark import memory
   from launch.benchmark import search
   from launch.benchmark import speed
   pairs = arguments.pairs
+  # A pair of search or depth trains many runs one by one: half as many pairs.
   programs = {
       'population': lambda: speed.population(pairs, arguments.full),
       'steps': lambda: speed.steps(pairs),
       'single': lambda: speed.single(pairs * _CALLS_PER_PAIR),
       'overhead': lambda: speed.overhead(pairs),
       'memory': lambda: memory.memory(arguments.quickstart),
-      # A pair trains 64 candidates one by one: half as many pairs.
       'search': lambda: search.search(pairs // 2, arguments.full),
-      'gpt2': lambda: gpt2.gpt2(pairs)}
+      'gpt2': lambda: gpt2.gpt2(pairs),
+      'depth': lambda: depth.depth(pairs // 2, arguments.full)}
   found = {}
   for part in arguments.parts:
     say(f'measuring {part} ...')
