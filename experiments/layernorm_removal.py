@@ -34,13 +34,14 @@ of the model, and nothing is trained before; the presets `paper`, `paper_medium`
 `paper_xl` are the published recipes of GPT-2's sizes on a text in its tokens. `python -m
 launch.export` writes what comes out as such a folder again.
 
-Cost of cpu on two cores: arms 22 minutes alone, wide 15 beside other work (about 10 alone, an
-estimate), 2.5 GB. To expect, in nats on 96 windows: ln_free .040 [.036, .044] above vanilla at the
-common rate (.047 each at its best), all norms at once .015 [.008, .023] below ln_free at the end
-although its training loss rises by .3 at first, the final norm kept .020 above vanilla, LoRA .134;
-replaced without fine-tuning .33 [.18, .47] above the base. Heads lose entropy when queries and keys
-lose their norm, and again with the final one. Claims on position 0, sinks, copying and confidence
-neurons are not testable: bases of this size have none of them (results/layernorm_removal/cpu).
+Cost of cpu on two cores: arms 19 minutes, wide 9, 2.4 GB. To expect, in nats on 96 windows: ln_free
+.042 [.024, .060] above vanilla at the common rate (.050 each at its best), all norms at once .015
+[.012, .017] below ln_free at the end although its training loss rises by .3 over vanilla's at
+first, .22 [.14, .31] more than at any staged event; the final norm kept .020 above vanilla, LoRA
+.137; replaced without fine-tuning .30 [.20, .40] above the base. Heads lose entropy when queries
+and keys lose their norm, and again with the final one. Claims on position 0, sinks, copying and
+confidence neurons are not testable: bases of this size have none of them
+(results/layernorm_removal/cpu).
 """
 
 from __future__ import annotations
