@@ -66,7 +66,7 @@ def regrets(own: Any, dataset: str) -> Figure:
   """Regret at the largest depth of rates tuned at two others, with intervals over seeds."""
   found, deepest = [], own.depths[-1]
   for name in dict.fromkeys(['depth_mup', COMPUTED, *own.config.depth.families]):
-    for source in (own.depths[-3], own.depths[0]):
+    for source in dict.fromkeys((own.depths[-3], own.depths[0])):
       regret = sweeps.mean_of(own.regret(name, source, deepest))
       found.append(Estimate(f'{NAMES[name]}, from L={source}', regret.mean, regret.low,
                             regret.high, 'beside the grid' if math.isnan(regret.mean) else ''))
@@ -205,9 +205,12 @@ def second_order(rows: pd.DataFrame) -> Figure:
       table = each.groupby('depth').value
       plotting.line_with_band(axes, table.mean().index, table.mean(), table.quantile(0.25),
                               table.quantile(0.75), label=f'alpha = {alpha:g}', index=i)
-    axes.set(xlabel='L', ylabel='second-order share of the update', xscale='log',
+    axes.set(xlabel='L', ylabel='second-order share of the update',
              title='Branches of two matrices, tanh, after one Adam step')
     axes.set_xscale('log', base=2)
+    depths = sorted(own.depth.unique())
+    axes.set_xticks(depths, [f'{depth:g}' for depth in depths])
+    axes.minorticks_off()
     plotting.plain_log_axis(axes)
     axes.legend()
   return figure

@@ -122,11 +122,14 @@ def measure_features(given: Given, runs: Mapping[str, Sequence[int]], marks: Seq
 
 
 def pointwise() -> list[str]:
-  """The catalogue's pointwise functions with a finite E f'^2 above 0, each function once."""
+  """The catalogue's pointwise functions with a finite E f'^2 above 0, each function once.
+
+  Of several that are the same at their parameters' first values, one without parameters.
+  """
   from model_lib import activations
   found, seen = [], set()
-  for name in activations.names():
-    entry = activations.get_activation(name)
+  entries = {name: activations.get_activation(name) for name in activations.names()}
+  for name, entry in sorted(entries.items(), key=lambda item: bool(item[1].parameters)):
     if entry.kind != 'pointwise' or seen & {name, *entry.duplicates}:
       continue
     if 0 < entry.moments().slope_second < math.inf:

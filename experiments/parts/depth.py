@@ -169,9 +169,12 @@ def transfer(own: Found) -> dict[str, Outcome]:
   """P1a and P1b."""
   deepest, source, base = own.depths[-1], own.depths[-3], own.depths[0]
   problem = problems(own, GATE_SEEDS, 'depth_mup')
+  silent = [depth for depth in own.depths[-3:] if not own.learned('depth_mup', depth)]
+  if silent:
+    problem = problem or f'no run of depth-muP learned at L={silent[0]}'
   one, other = (own.regret(name, source, deepest) for name in ('depth_mup', 'half_zero'))
   if one is None or other is None:
-    problem = problem or 'a transferred learning rate lies beside the grid, or no run learned'
+    problem = problem or 'a transferred learning rate lies beside the grid'
     regret = gap = Interval(math.nan, math.nan, math.nan, 0, math.nan)
   else:
     regret, gap = sweeps.mean_of(one), statistics.paired_difference(other, one)

@@ -106,7 +106,7 @@ def regret_table(own: Found, dataset: str) -> Table:
   """What the deepest network loses by the rate of shallower ones."""
   deepest, listed = own.depths[-1], []
   for name in dict.fromkeys(['depth_mup', COMPUTED, *own.config.depth.families]):
-    for source in (own.depths[-3], own.depths[0]):
+    for source in dict.fromkeys((own.depths[-3], own.depths[0])):
       regret = own.regret(name, source, deepest)
       found = sweeps.mean_of(regret)
       runs = 'depth_mup' if name == COMPUTED else name
