@@ -27,6 +27,7 @@ from model_lib.training.batch_order import BatchOrder
 from model_lib.training.cohort import Cohort, ModelSpec, OptimizerSpec
 from model_lib.training.optimizers import family
 from model_lib.training.population import Routes
+from model_lib.training.state import direction
 from model_lib.training.tasks import Classification, NextToken
 
 STREAM_FROM_BYTES = 2**30
@@ -137,14 +138,15 @@ class StudyData:
     """Checks that the data can serve a cohort.
 
     Raises:
-      UserError: there is no such model or its parametrization does not fit it, its vocabulary is
-        given and not that of the text, a member asks for a split that the study does not make, or
-        a batch is larger than the training split.
+      UserError: there is no such model or optimizer or the parametrization does not fit it, its
+        vocabulary is given and not that of the text, a member asks for a split that the study does
+        not make, or a batch is larger than the training split.
     """
-    model = self.build(cohort.model, cohort.optimizer)
+    model, labels = self.build(cohort.model, cohort.optimizer), None
     if isinstance(model, Parametrized):
-      example = self._task().example_inputs({'inputs': self.dataset.inputs}, 2)
-      model.factors(example, train=False)
+      labels = model.labels(self.example(), train=False)
+      model.factors(self.example(), train=False)
+    direction(cohort.optimizer, labels)
     vocab = cohort.model.arguments.get('vocab', self.dataset.vocab)
     if vocab != self.dataset.vocab:
       raise UserError(f'cohort {cohort.name}: its model has a vocabulary of {vocab} tokens, and '
@@ -157,6 +159,10 @@ class StudyData:
       if cohort.batch_size > examples:
         raise UserError(f'cohort {cohort.name}: a batch of {cohort.batch_size} is larger than the '
                         f'training split of {self.dataset.name}, {examples} examples')
+
+  def example(self) -> np.ndarray:
+    """Two examples' inputs as a model gets them, all 0."""
+    return self._task().example_inputs({'inputs': self.dataset.inputs}, 2)
 
   def _task(self):
     if self.dataset.kind == 'tokens':

@@ -102,13 +102,16 @@ def _leaves(tree):
   return jax.tree.leaves(tree)
 
 
-def _table(study: Study, parsed) -> tables.Table:
-  config = parsed.config
+def _asked(study: Study, config):
+  """The data of a study and its lists of cohorts."""
   study.check(config)
-  data = datasets.load(study.data(config), config.io.data_dir)
+  return datasets.load(study.data(config), config.io.data_dir), expected_cohorts(study, config)
+
+
+def _table(study: Study, parsed, data: datasets.StudyData | None, lists) -> tables.Table:
+  config = parsed.config
   rows, total, peak, trains = [], _START_S, 0.0, False
   data_mib = data.dataset.inputs.nbytes / 2**20 if data else 0.0
-  lists = expected_cohorts(study, config)
   for cohort in itertools.chain.from_iterable(lists):
     if isinstance(cohort, Measurement):
       rows.append({'cohort': cohort.name, 'model': 'no training', 'seconds': cohort.seconds})
@@ -143,12 +146,24 @@ def _table(study: Study, parsed) -> tables.Table:
       rows, notes)
 
 
+def _factors(data: datasets.StudyData | None, lists) -> str:
+  """The factors of the first cohort that has a base model, as a table; '' where none has."""
+  for cohort in itertools.chain.from_iterable(lists):
+    if isinstance(cohort, Cohort) and cohort.model.base:
+      of = data.of(cohort)
+      lines = of.build(cohort.model, cohort.optimizer).lines(of.example(), train=False)
+      title = f'Parametrization of {cohort.name}, beside its base model:'
+      return '\n'.join(['', title, *lines, ''])
+  return ''
+
+
 def runs(study: Study, parsed) -> str:
   """The text of --list."""
-  return _table(study, parsed).to_text()
+  return _table(study, parsed, *_asked(study, parsed.config)).to_text()
 
 
 def dry_run(study: Study, parsed) -> str:
-  """The text of --dry_run: the resolved config, then the estimates."""
+  """The text of --dry_run: the resolved config, then the estimates and the parametrization."""
+  data, lists = _asked(study, parsed.config)
   return (json.dumps(config_lib.to_dict(parsed.config), indent=2) + '\n\n'
-          + _table(study, parsed).to_text())
+          + _table(study, parsed, data, lists).to_text() + _factors(data, lists))

@@ -176,7 +176,10 @@ class Parametrized:
     return self.model.bind(self.effective(variables), *args, **kwargs)
 
   def effective(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables with which the bare module computes the same, but for `tied`."""
+    """The variables with which the bare module computes the same, but for `tied`.
+
+    `model.model` and they are for what changes or measures plain modules.
+    """
     numbers, inner = _split(variables)
     return {**inner, 'params': _times(inner['params'], numbers['multiplier'])}
 

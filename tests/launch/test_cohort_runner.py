@@ -145,7 +145,7 @@ def test_a_cohort_begins_where_another_ended(tmp_path, data):
   start(path, data, [cohort('a', steps=4), still])
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1::-1], b),
                parameters(path, 'a'), parameters(path, 'b'))
-  state = TrainState(*[None] * 7).replace(params=parameters(path, 'b'))
+  state = TrainState(*[None] * 7).replace(params=parameters(path, 'b'), hp={'model': {}})
   other = state.replace(params={'hidden_9': {'kernel': np.zeros((2, 3, 5))}})
   for changes, at, message in (
       ({'start': 'cohort:c'}, state, 'no cohort c is finished'),
