@@ -39,6 +39,9 @@ SMALLER: Mapping[str, Sequence[str]] = {
     '--preset=smoke', '--config.small.bases=3', '--config.small.depth=1', '--config.small.dim=16',
     '--config.arms=vanilla,ln_free', '--config.rate_factors=1', '--config.card_windows=8',
     '--config.io.figures=false'],
+  'experiments.depth_mup': [
+    '--preset=smoke', '--config.parts=width', '--config.width.steps=8',
+    '--config.io.figures=false'],
   'experiments.coordinate_check': ['--sizes=16,32', '--seeds=2', '--steps=2'],
   'experiments.gallery': ['--preset=smoke', '--config.activations=relu,gelu', '--config.norms=none,layer'],
   'experiments.mystudy': ['--preset=smoke', '--config.io.figures=false'],
