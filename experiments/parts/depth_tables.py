@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from experiments.parts import sweeps
 from experiments.parts.depth_cohorts import FUNCTIONS, TOLERANCE
+from experiments.parts.depth_found import Found
 from launch.study.tables import Column, Table, fixed, integer, interval, significant
 from model_lib.analysis import statistics
-
-if TYPE_CHECKING:
-  from experiments.parts.depth import Found
 
 COMPUTED = 'half_zero'  # from the runs of depth_mup
 NAMES = {

@@ -1,0 +1,118 @@
+"""What the runs of the depth part of the depth-muP study give: tuned rates, sweeps, regrets."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.parts import sweeps
+from experiments.parts.depth_cohorts import FAMILIES, chosen
+from experiments.parts.sweeps import Sweep
+from model_lib.analysis.statistics import Interval
+
+NOTHING = 0.05  # below guessing, in nats of log-loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """The sweeps of a run.
+
+  Attributes:
+    rows: of the part.
+    config: of the study.
+  """
+
+  rows: pd.DataFrame
+  config: Any
+
+  @property
+  def depths(self) -> tuple[int, ...]:
+    return self.config.depth.depths
+
+  @functools.cached_property
+  def guess(self) -> float:
+    return sweeps.guessing(self.config.classes)
+
+  @functools.cached_property
+  def tuned(self) -> dict[str, tuple[float, float]]:
+    """Function -> (a, octave) at the base depth."""
+    own = self.rows[self.rows.phase == 'tune']
+    return {name: chosen(each, self.guess) for name, each in own.groupby('family', sort=False)}
+
+  @functools.cached_property
+  def sweeps(self) -> dict[tuple[str, int], Sweep]:
+    """(family, depth) -> its sweep; at the base depth that of the tuning, the same for all."""
+    found = {}
+    for name in self.config.depth.families:
+      function = FAMILIES[name].function
+      a = self.tuned[FAMILIES[name].tuned_as][0]
+      own = self.rows[(self.rows.phase == 'tune') & (self.rows.family == function)
+                      & (self.rows.a == a)]
+      found[name, self.depths[0]] = sweeps.sweep(own, self.guess)
+      swept = self.rows[(self.rows.phase == 'sweep') & (self.rows.family == name)]
+      for depth, each in swept.groupby('depth'):
+        found[name, int(depth)] = sweeps.sweep(each, self.guess)
+    return found
+
+  def best(self, name: str, depth: int) -> np.ndarray:
+    """[S]: log-losses at the best rate."""
+    found = self.sweeps[name, depth]
+    return found.losses[found.best]
+
+  def shift(self, name: str, source: int, target: int) -> float:
+    """Octaves to add to a rate of a family where its own runs are those of another's labels.
+
+    half_zero is computed from depth_mup: a rate eta of (1/2, 0) is eta (L / L_b)^1/2 there.
+    """
+    return 0.5 * math.log2(target / source) if name == 'half_zero' else 0.0
+
+  def regret(self, name: str, source: int, target: int) -> np.ndarray | None:
+    """[S]: of the rate tuned at one depth, at another.
+
+    None where it is beside the grid, or where no run of one of them learned.
+    """
+    runs = 'depth_mup' if name == 'half_zero' else name
+    tuned = self.sweeps[runs, source]
+    if not (self.learned(runs, source) and self.learned(runs, target)):
+      return None
+    octave = tuned.octaves[tuned.best] + self.shift(name, source, target)
+    return self.sweeps[runs, target].regret(octave)
+
+  def bootstrapped_regret(self, name: str, source: int, target: int) -> Interval:
+    """The mean regret with its bootstrap interval over seeds, both rates chosen anew every time."""
+    runs = 'depth_mup' if name == 'half_zero' else name
+    first, last = self.sweeps[runs, source], self.sweeps[runs, target]
+    moved = self.shift(name, source, target)
+
+    def statistic(seeds):
+      tuned, found = first.drawn(seeds), last.drawn(seeds)
+      regret = found.regret(tuned.octaves[tuned.best] + moved)
+      return math.nan if regret is None else regret.mean()
+
+    return sweeps.over_seeds(statistic, len(first.seeds))
+
+  def at_edge(self, *names: str) -> list[str]:
+    """Sweeps of these families whose best rate is the first or the last."""
+    return [f'{name} L={depth}' for (name, depth), found in self.sweeps.items()
+            if name in names and found.at_edge]
+
+  def learned(self, name: str, depth: int) -> bool:
+    """Whether some rate is better than guessing; else a sweep has no best one."""
+    return bool(self.sweeps[name, depth].mean.min() < math.log(self.guess) - NOTHING)
+
+  def exponent(self) -> Interval:
+    """gamma-hat: minus the slope of log2 of (1/2, 0)'s best rate against log2 L, deepest three."""
+    deepest = self.depths[-3:]
+    octaves = np.log2(deepest)
+
+    def statistic(seeds):
+      minima = [self.sweeps['depth_mup', depth].drawn(seeds).minimum()
+                - self.shift('half_zero', self.depths[0], depth) for depth in deepest]
+      return -sweeps.slope(octaves, minima)
+
+    return sweeps.over_seeds(statistic, len(self.sweeps['depth_mup', deepest[0]].seeds))
