@@ -50,7 +50,8 @@ class Dense(nn.Module):
       columns = slice(start, start + width)
       dtype = compute_dtype(self.dtype, kernel)
       # With one axis of tokens the kernel's gradient is a plain product. With two, XLA on a CPU
-      # transposes the activations in memory for it: a fifth of a training step (6 layers of 192 channels).
+      # transposes the activations in memory for it: a fifth of a training step (6 layers of 192
+      # channels).
       x_nd = x.astype(dtype).reshape(-1, fan_in)
       y = x_nd @ kernel[:, columns].astype(dtype) + _row(bias[columns].astype(dtype), 2)
       if self.lora_rank:

@@ -27,6 +27,7 @@ from model_lib.models import adaptive_removal
 from model_lib.models import entropy_regularizer
 from model_lib.models import removable as sites
 from model_lib.models.activation_layer import ActivationLayer, branches, is_gated
+from model_lib.models.causal_softmax import causal_softmax
 from model_lib.models.dense import STD, Dense, Unembedding, compute_dtype
 from model_lib.models.hyper import read_hp
 from model_lib.normalization import get_norm
@@ -121,25 +122,31 @@ class Attention(Settings):
     c_attn = Dense(3 * dim, lora_rank=self.lora_rank, dtype=self.dtype, name='c_attn')
     # Two products only where they differ.
     parts = (c_attn(x_qk) if x_qk is x_v else c_attn(x_qk, x_v, widths=(2 * dim, dim)))
-    qkv = jnp.concatenate(parts, axis=-1).reshape(batch, length, 3, self.heads, -1)
-    q_bthd, k_bshd, v_bshd = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    wide = jnp.promote_types(qkv.dtype, jnp.float32)
-    logits_bhts = jnp.einsum('bthd,bshd->bhts', q_bthd, k_bshd, preferred_element_type=wide)
+    q_bthd, k_bshd, v_bshd = (
+      x.reshape(batch, length, self.heads, -1)
+      for x in jnp.split(jnp.concatenate(parts, axis=-1), 3, axis=-1))
+    # In this order of axes no product, also of the backward pass, transposes an array [B, H, T, T].
+    # Without the barrier XLA undoes the order.
+    q_bhtd, k_bhds, v_bhds = jax.lax.optimization_barrier(
+      (q_bthd.transpose(0, 2, 1, 3), k_bshd.transpose(0, 2, 3, 1), v_bshd.transpose(0, 2, 3, 1)))
+    wide = jnp.promote_types(q_bhtd.dtype, jnp.float32)
+    logits_bhts = jnp.einsum('bhtd,bhds->bhts', q_bhtd, k_bhds, preferred_element_type=wide)
     logits_bhts *= 1 / math.sqrt(dim // self.heads)
     if self.attention_temperature:
       temperature = self.param('temperature', nn.initializers.ones, (self.heads, self.length),
                                jnp.float32)
       logits_bhts /= temperature[None, :, :length, None].astype(wide)
-    seen_ts = jnp.tril(jnp.ones((length, length), bool))
-    weights_bhts = jax.nn.softmax(jnp.where(seen_ts[None, None], logits_bhts, -jnp.inf), axis=-1)
+    weights_bhts = causal_softmax(logits_bhts)
     term = None
     if self.entropy_regularized:
       theta = self.param('theta', nn.initializers.constant(entropy_regularizer.FIRST_SHARE),
                          (self.heads,), jnp.float32)
       term = read_hp(self, 'entropy_weight', 0.0) * entropy_regularizer.penalty(
         weights_bhts, theta, read_hp(self, 'entropy_margin', 0.2))
-    dropped = self.dropped(weights_bhts, train).astype(qkv.dtype)
-    z_bthd = jnp.einsum('bhts,bshd->bthd', dropped, v_bshd)
+    dropped = self.dropped(weights_bhts, train).astype(q_bhtd.dtype)
+    # Not einsum, which would swap the operands.
+    z_bhtd = jax.lax.dot_general(dropped, v_bhds, (((3,), (3,)), ((0, 1), (0, 1))))
+    z_bthd = z_bhtd.transpose(0, 2, 1, 3)
     out, = Dense(dim, STD / math.sqrt(2 * self.depth), self.lora_rank, self.dtype,
                  name='c_proj')(z_bthd.reshape(batch, length, dim))
     return self.dropped(out, train), z_bthd, weights_bhts, term
