@@ -26,7 +26,12 @@ over depth; the second-order share of an update of a branch of two matrices.
 gpt (presets gpt and gpu): the same transfer over width in a language model of bytes, and how far
 its stream moves at several depths.
 
-Cost on two CPU cores: see --list. What came out stands in results/depth_mup.
+Cost on two CPU cores: depth 22 minutes beside other work, 2.3 GB. To expect on digits: the rate
+tuned at 16 blocks has no regret at 64 under depth-muP; its lowest log-loss falls by 2.5 [1.7, 3.3]
+from 4 blocks to 64; ODE's features become redundant (slope .86 to .88 against .51 to .56);
+gradients of neighbouring layers are as alike as predicted. The update's power of depth comes out as
+.67 [.59, .78] in place of 1/2; with a tuned for it at 4 blocks abs does not train from 16 on; the
+standard parametrization fails from 32 on but for 4 of 192 runs (results/depth_mup/cpu-depth).
 """
 
 from __future__ import annotations
