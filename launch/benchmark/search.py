@@ -42,7 +42,7 @@ def search(pairs: int, full: bool = False, count: int = CANDIDATES, steps: int =
   """Candidates per second, compilation and evaluation included; cost of a step; memory.
 
   Each side is a process of its own that is timed after its imports. Of the slow sides `sample`
-  candidates are timed and the time is scaled to all; `full` trains all of them apart once.
+  candidates are timed and the time is scaled to all; `full` trains all of them once.
   PyTorch, where it is installed, runs in two processes with one thread each: the time is the
   longer one's.
   """
@@ -72,26 +72,28 @@ def search(pairs: int, full: bool = False, count: int = CANDIDATES, steps: int =
     def plain() -> float:
       return candidates.seconds('plain', file, data, 0, count, steps)[0]
 
-    def compiled() -> float:
-      few = max(1, sample // _FEWER_COMPILED)
-      return candidates.seconds('compiled', file, data, 0, few, steps)[0] * count / few
+    few = max(1, sample // _FEWER_COMPILED)
+
+    def compiled(n: int) -> float:
+      return candidates.seconds('compiled', file, data, 0, n, steps)[0] * count / n
 
     kinds = {'population': population, 'apart': lambda: apart(sample), 'plain': plain,
-             'compiled': compiled}
+             'compiled': lambda: compiled(few)}
     if importlib.util.find_spec('torch') is not None:
       kinds['eager'] = eager
     seconds = measure.interleave(kinds, pairs)
     records = [
         measure.ratio('one jit per candidate, engine expression / population',
                       seconds['compiled'], seconds['population'], at_least=25.0,
-                      timed=max(1, sample // _FEWER_COMPILED), scaled_to=count),
+                      timed=few, scaled_to=count),
         measure.ratio('one jit per candidate, by hand / population', seconds['apart'],
                       seconds['population'], at_least=25.0, timed=sample, scaled_to=count),
         measure.ratio('one jit per candidate, by hand / as many plain ReLUs', seconds['apart'],
                       seconds['plain'], timed=sample, scaled_to=count)]
     if full:
-      records.append(measure.ratio(f'the same, all {count} jits run', [apart(count)],
-                                   [population()], at_least=25.0))
+      for name, side in (('engine expression', compiled), ('by hand', apart)):
+        records.append(measure.ratio(f'the same, all {count} jits run, {name}', [side(count)],
+                                     [population()], at_least=25.0))
     if 'eager' in kinds:
       records.append(measure.ratio('PyTorch eager / population', seconds['eager'],
                                    seconds['population'], at_least=3.5, timed=sample,
