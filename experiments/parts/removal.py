@@ -93,16 +93,17 @@ def outcomes(rows: pd.DataFrame, events: pd.DataFrame,
       over(twice.value), bool(((twice.low > 0) | (twice.high < 0)).all()))
 
   if 'at_once' in arms:
-    spikes = {arm: events[events.arm == arm].groupby('base').spike.max()
-              for arm in ('at_once', 'ln_free', 'vanilla')}
-    spike = difference(spikes['at_once'], spikes['ln_free'])
+    def largest(measure: str, *arms: str):
+      """By arm the largest of all its events by base; and at_once minus ln_free."""
+      found = {arm: events[events.arm == arm].groupby('base')[measure].max() for arm in arms}
+      return found, difference(found['at_once'], found['ln_free'])
+
+    spikes, spike = largest('spike', 'at_once', 'ln_free', 'vanilla')
     found['at_once_spikes'] = decided(
         spike, spike.low > 0, f'at_once {spikes["at_once"].mean():+.3f}, ln_free '
         f'{spikes["ln_free"].mean():+.3f}, vanilla at the same steps '
         f'{spikes["vanilla"].mean():+.3f}')
-    rises = {arm: events[events.arm == arm].groupby('base').rise.max()
-             for arm in ('at_once', 'ln_free', 'sham')}
-    rise = difference(rises['at_once'], rises['ln_free'])
+    rises, rise = largest('rise', 'at_once', 'ln_free', 'sham')
     found['at_once_rises'] = decided(
         rise, rise.low > 0, f'at_once {rises["at_once"].mean():+.3f}, ln_free '
         f'{rises["ln_free"].mean():+.3f}'
