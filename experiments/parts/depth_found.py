@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from experiments.parts import sweeps
 from experiments.parts.depth_cohorts import FAMILIES, chosen
@@ -18,25 +15,12 @@ from model_lib.analysis.statistics import Interval
 NOTHING = 0.05  # below guessing, in nats of log-loss
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-  """The sweeps of a run.
-
-  Attributes:
-    rows: of the part.
-    config: of the study.
-  """
-
-  rows: pd.DataFrame
-  config: Any
+class Found(sweeps.Found):
+  """The sweeps of a run."""
 
   @property
   def depths(self) -> tuple[int, ...]:
     return self.config.depth.depths
-
-  @functools.cached_property
-  def guess(self) -> float:
-    return sweeps.guessing(self.config.classes)
 
   @functools.cached_property
   def tuned(self) -> dict[str, tuple[float, float]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -138,3 +139,21 @@ def octaves(lowest: float, count: int, step: float = 0.5) -> tuple[float, ...]:
 def guessing(classes: int) -> float:
   """Nats that guessing among so many classes costs."""
   return math.log(classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What the runs of a part of the study are read from.
+
+  Attributes:
+    rows: of the part.
+    config: of the study.
+  """
+
+  rows: pd.DataFrame
+  config: Any
+
+  @property
+  def guess(self) -> float:
+    """Nats that guessing costs on the study's images."""
+    return guessing(self.config.classes)

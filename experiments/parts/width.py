@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-import dataclasses
 import functools
 import math
 from typing import Any
@@ -31,21 +30,8 @@ SLOPE = 0.1  # of the second-order share against depth
 ROUNDING = 1e-12  # below which a number in float64 that should be of order 1e-5 is none
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-  """The sweeps of a run.
-
-  Attributes:
-    rows: of the part.
-    config: of the study.
-  """
-
-  rows: pd.DataFrame
-  config: Any
-
-  @functools.cached_property
-  def guess(self) -> float:
-    return sweeps.guessing(self.config.classes)
+class Found(sweeps.Found):
+  """The sweeps of a run."""
 
   def of(self, phase: str, size: str) -> dict[tuple[str, int], Sweep]:
     """(family, width or depth) -> its sweep."""
