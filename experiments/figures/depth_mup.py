@@ -68,8 +68,11 @@ def regrets(own: Any, dataset: str) -> Figure:
   for name in dict.fromkeys(['depth_mup', COMPUTED, *own.config.depth.families]):
     for source in dict.fromkeys((own.depths[-3], own.depths[0])):
       regret = sweeps.mean_of(own.regret(name, source, deepest))
+      runs = 'depth_mup' if name == COMPUTED else name
+      learned = own.learned(runs, source) and own.learned(runs, deepest)
       found.append(Estimate(f'{NAMES[name]}, from L={source}', regret.mean, regret.low,
-                            regret.high, 'beside the grid' if math.isnan(regret.mean) else ''))
+                            regret.high, '' if not math.isnan(regret.mean) else
+                            'beside the grid' if learned else 'nothing learned'))
   return forest(found, f'regret at L={deepest} (ln nats)', dataset, own.config.depth.seeds)
 
 
@@ -161,8 +164,8 @@ def maps(rows: pd.DataFrame, guess: float, dataset: str) -> Figure:
       axes.set(title=f'L={depth:g}', xlabel='log2 learning rate', ylabel='log2 a' if not i else '')
       axes.grid(visible=False)
       figure.colorbar(drawn, ax=axes)
-    figure.suptitle(f'Blocks of two matrices on {dataset}: ln loss; dots within 0.3 of the best',
-                    fontsize=9)
+    figure.suptitle(f'Blocks of two matrices on {dataset}: ln loss, mean of n = '
+                    f'{own.seed.nunique()}; dots within 0.3 of the best', fontsize=9)
   return figure
 
 
