@@ -99,15 +99,15 @@ PRESETS = {
               'depth.sp_rates': 14, 'depth.seeds': 5, 'depth.remat': 'nested',
               'depth.diversity_depths': (256, 512, 1024, 2048, 4096, 8192),
               'depth.diversity_marks': (100, 500, 1000), 'depth.diversity_seeds': 5,
-              'depth.map_depths': (2, 32, 1024), 'depth.map_width': 256,
+              'depth.map_family': 'abs_normed_two', 'depth.map_depths': (2, 32, 1024), 'depth.map_width': 256,
               'depth.map_steps': 39000, 'width.random_labels': False, 'width.steps': 20000,
               'width.widths': (64, 128, 256, 512, 1024, 2048, 4096), 'width.seeds': 5,
               'width.decay_widths': (64, 512, 4096), 'gpt.dims': (64, 128, 256, 512, 1024),
               'gpt.steps': 5000, 'gpt.depth': 4, 'engine.batching': 'vmap'},
 }
 PRESET_NOTES = {
-    'cpu': ('Blocks of two matrices have their heat maps here and no sweep over depth; abs without '
-            'the variance of ReLU and the family two are in paper alone.',),
+    'cpu': ('Blocks of two matrices have their heat maps here and no sweep over depth: two, the '
+            'families with a norm, and abs without the variance of ReLU are in paper alone.',),
     'gpu': ('On one H100 about 20 minutes a part: an estimate from products, not measured.',),
     'paper': ('Not run. The networks of Yang et al. 2023, Figs. 2 to 7, 10, 11, 13 and 17 to 19; '
               'what is not given there is a guess: Adam at .9 / .999 with a constant rate, data '

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.parts import sweeps
+from experiments.parts.depth_cohorts import FAMILIES, FUNCTIONS
 from experiments.parts.depth_tables import COMPUTED, NAMES
 from experiments.parts.sweeps import Sweep
 from launch.study import plotting
@@ -59,6 +60,30 @@ def learning_rates(own: Any, dataset: str) -> Figure:
     plotting.label_figure(
         figure, panels, x=f'log2 learning rate ({dataset}, n = {own.config.depth.seeds} seeds, '
         'range shaded; circle: lowest mean; dotted: guessing)', y='ln training loss (nats)')
+  return figure
+
+
+def lowest_losses(own: Any, dataset: str) -> Figure:
+  """Lowest log-loss of every family against the number of matrices that its blocks hold.
+
+  As in Figs. 2 to 5 of Yang et al. 2023: at equal numbers, blocks of two matrices stand above
+  those of one of half their depth.
+  """
+  families = own.config.depth.families
+  with plotting.style():
+    figure = plotting.new_figure(5.6, 3.6)
+    axes = figure.add_subplot()
+    for i, name in enumerate(families):
+      per_block = FUNCTIONS[FAMILIES[name].function].block_depth
+      losses = np.array([own.best(name, depth) for depth in own.depths])
+      plotting.line_with_band(axes, np.array(own.depths) * per_block, losses.mean(1),
+                              losses.min(1), losses.max(1), label=NAMES[name], index=i)
+    axes.axhline(math.log(own.guess), color=plotting.GREY, linewidth=0.8, linestyle=':')
+    axes.set_xscale('log', base=2)
+    axes.set(xlabel='matrices in the stack', ylabel='lowest ln training loss (nats)',
+             title=f'{dataset}, mean and range of n = {own.config.depth.seeds} seeds; dotted: '
+             'guessing')
+    axes.legend()
   return figure
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from experiments.parts import depth_tables as tables
 from experiments.parts import sweeps
-from experiments.parts.depth_cohorts import PART, check, cohorts
+from experiments.parts.depth_cohorts import PAIRS, PART, check, cohorts
 from experiments.parts.depth_found import Found
 from launch.study import Report, Run
 from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Outcome
@@ -49,8 +49,8 @@ def shown(found: Interval | statistics.Paired) -> str:
 def outcomes(rows: pd.DataFrame, config: Any) -> dict[str, Outcome]:
   """One outcome per claim that the rows can speak of."""
   own = Found(rows, config)
-  return (transfer(own) | losses(own) | standard(own) | controls(own) | feature_diversity(rows)
-          | gradient_diversity(rows) | valleys(rows, own.guess))
+  return (transfer(own) | losses(own) | standard(own) | one_or_two(own) | controls(own)
+          | feature_diversity(rows) | gradient_diversity(rows) | valleys(rows, own.guess))
 
 
 def problems(own: Found, least: int, *names: str) -> str:
@@ -118,6 +118,20 @@ def losses(own: Found) -> dict[str, Outcome]:
     found['P4'] = verdict(gaps[deepest].mean < -BETTER, gaps[deepest], note,
                           problems(own, MIN_SEEDS, 'abs_matched', 'depth_mup'))
   return found
+
+
+def one_or_two(own: Found) -> dict[str, Outcome]:
+  """Blocks of one matrix against half as many of two, at the largest number of matrices."""
+  plain, normed = (own.paired(*pair)[-1:] for pair in PAIRS)
+  if not normed:
+    return {}
+  (matrices, one, two), = normed
+  gap = statistics.paired_difference(one, two)
+  note = f'{matrices} matrices'
+  if plain:
+    note += f'; with ReLU and no norm {shown(statistics.paired_difference(*plain[0][1:]))}'
+  return {'one_matrix_better': verdict(gap.high < 0, gap, note,
+                                       problems(own, MIN_SEEDS, *PAIRS[1]))}
 
 
 def standard(own: Found) -> dict[str, Outcome]:
@@ -242,6 +256,7 @@ def report(run: Run) -> Report:
   own = Found(rows, run.config)
   drawn: dict[str, Callable[[], Any]] = {
       'depth_learning_rates': lambda: figures().learning_rates(own, run.dataset),
+      'depth_lowest': lambda: figures().lowest_losses(own, run.dataset),
       'depth_regret': lambda: figures().regrets(own, run.dataset),
       'feature_diversity': lambda: figures().feature_diversity(rows, run.dataset)}
   if (rows.phase == 'gradients').any():

@@ -32,13 +32,14 @@ class Function:
   Attributes:
     activation: of the catalogue.
     gain: factor of its output: 'sqrt2', 'one', or 'matched' (the variance of sqrt2 * relu).
-    nonlinearity, block_depth: of the model `deep_mlp`.
+    nonlinearity, block_depth, prenorm: of the model `deep_mlp`.
   """
 
   activation: str
   gain: str = 'one'
   nonlinearity: str = 'post'
   block_depth: int = 1
+  prenorm: str = 'none'
 
   @functools.cached_property
   def scale(self) -> float:
@@ -56,6 +57,8 @@ FUNCTIONS = {
     'abs_matched': Function('abs', 'matched'),
     'pre': Function('relu', 'sqrt2', 'pre'),
     'two': Function('relu', 'sqrt2', block_depth=2),
+    'abs_normed': Function('abs', prenorm='layer'),
+    'abs_normed_two': Function('abs', block_depth=2, prenorm='layer'),
 }
 
 
@@ -91,9 +94,12 @@ FAMILIES = {
     'abs_same': Family('abs_matched', tuned='relu'),
     'pre': Family('pre'),
     'two': Family('two'),
+    'abs_normed': Family('abs_normed'),
+    'abs_normed_two': Family('abs_normed_two'),
 }
 HALF_ZERO = Family('relu', 'tp6(gamma=0)', 0.5, 0.0)  # computed from depth_mup, and checked
 NEEDED = ('depth_mup', 'ode')
+PAIRS = (('depth_mup', 'two'), ('abs_normed', 'abs_normed_two'))  # blocks of one matrix, of two
 DIVERSITY = {  # arms of the feature diversity: family and gain
     'depth_mup': ('depth_mup', math.sqrt(2)), 'abs': ('abs', 1.0),
     'unscaled_relu': ('depth_mup', 1.0), 'ode': ('ode', math.sqrt(2))}
@@ -132,6 +138,8 @@ class Depth:
       (), 'Activations of the gradient diversity; none for all that are pointwise.')
   map_depths: tuple[int, ...] = field((), 'Depths of the heat maps of a and the rate for blocks of '
                                       'two matrices.', low=1)
+  map_family: str = field('two', 'Whose maps: blocks of two matrices, with ReLU or with abs and a '
+                          'norm.', choices=('two', 'abs_normed_two'))
   map_points: int = field(7, 'Points of such a map, each way.', low=5)
   map_width: int = field(32, 'Its width.', low=2)
   map_steps: int = field(300, 'Its steps.', low=8)
@@ -146,7 +154,7 @@ def model(own: Depth, function: Function, row: str, depth: int, width: int = 0) 
   return ModelSpec(
       'deep_mlp', {'width': width, 'depth': depth, 'activation': function.activation,
                    'nonlinearity': function.nonlinearity, 'block_depth': function.block_depth,
-                   'remat': own.remat, 'parametrization': row},
+                   'prenorm': function.prenorm, 'remat': own.remat, 'parametrization': row},
       {'width': width, 'depth': base}, {'width': 2 * width, 'depth': base})
 
 
@@ -294,11 +302,13 @@ def diversity(config: Any) -> list[Cohort]:
 
 def maps(config: Any) -> list[Cohort]:
   """Log-loss over a and the rate for blocks of two matrices, shallow and deep."""
-  own, function, family, found = config.depth, FUNCTIONS['two'], FAMILIES['two'], []
+  own, found = config.depth, []
+  name, family = own.map_family, FAMILIES[own.map_family]
+  function = FUNCTIONS[family.function]
   for depth in own.map_depths:
     centre = own.map_points // 2
     members = [
-        member(config, 'map', 'two', family, function, depth, 2.0 ** (i - centre),
+        member(config, 'map', name, family, function, depth, 2.0 ** (i - centre),
                -8.0 + (j - centre), s, width=own.map_width)
         for i in range(own.map_points) for j in range(own.map_points)
         for s in range(own.map_seeds)]

@@ -48,6 +48,13 @@ class Found(sweeps.Found):
     found = self.sweeps[name, depth]
     return found.losses[found.best]
 
+  def paired(self, one: str, two: str) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """(matrices, lowest log-losses [S] of blocks of one, of half as many of two), by depth."""
+    if not {one, two} <= set(self.config.depth.families):
+      return []
+    return [(depth, self.best(one, depth), self.best(two, depth // 2))
+            for depth in self.depths[1:]]
+
   def shift(self, name: str, source: int, target: int) -> float:
     """Octaves to add to a rate of a family where its own runs are those of another's labels.
 

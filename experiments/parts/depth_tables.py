@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.parts import sweeps
-from experiments.parts.depth_cohorts import FUNCTIONS, TOLERANCE
+from experiments.parts.depth_cohorts import FUNCTIONS, PAIRS, TOLERANCE
 from experiments.parts.depth_found import Found
 from launch.study.tables import Column, Table, fixed, integer, interval, significant
 from model_lib.analysis import statistics
@@ -17,17 +17,20 @@ COMPUTED = 'half_zero'  # from the runs of depth_mup
 NAMES = {
     'depth_mup': 'depth-muP', COMPUTED: '(1/2, 0)', 'ode': 'ODE', 'sp': 'standard',
     'abs': 'abs', 'abs_matched': 'abs, matched', 'abs_same': 'abs, matched, same a',
-    'pre': 'W f(x)', 'two': 'two matrices', 'unscaled_relu': 'ReLU, gain 1'}
+    'pre': 'W f(x)', 'two': 'two matrices',
+    'abs_normed': 'abs, norm', 'abs_normed_two': 'abs, norm, two matrices',
+    'unscaled_relu': 'ReLU, gain 1'}
 # What they are, for the notes.
 LEGEND = ('depth-muP unless said otherwise; ReLU has gain sqrt(2); abs, matched: its gain gives '
-          'the variance of that ReLU; same a: that of ReLU; W f(x): nonlinearity before it.')
+          'the variance of that ReLU; same a: that of ReLU; W f(x): nonlinearity before it; '
+          'norm: a branch reads the stream through a LayerNorm without parameters.')
 
 
 def all_of(own: Found, dataset: str) -> list[Table]:
   """All tables of the part."""
   rows = own.rows
   found = [tuning_table(own, dataset), depth_table(own, dataset), regret_table(own, dataset),
-           start_table(rows, dataset), feature_table(rows, dataset)]
+           matrices_table(own, dataset), start_table(rows, dataset), feature_table(rows, dataset)]
   if (rows.phase == 'gradients').any():
     found.append(gradient_table(rows))
   return [table for table in found if table.rows]
@@ -126,6 +129,30 @@ def regret_table(own: Found, dataset: str) -> Table:
                ['Log-loss at the transferred rate minus that at the best one, over seeds; both '
                 'rates are those with the lowest mean. Bootstrap: over seeds, both rates chosen '
                 'anew in every draw. A dash: a rate lies beside the grid, or no run learned.'])
+
+
+def matrices_table(own: Found, dataset: str) -> Table:
+  """Blocks of one matrix against half as many of two."""
+  listed = []
+  for one, two in PAIRS:
+    for matrices, losses, others in own.paired(one, two):
+      low = [statistics.mean_interval(each) for each in (losses, others)]
+      gap = statistics.paired_difference(losses, others)
+      listed.append({'family': NAMES[one], 'matrices': matrices, 'one': low[0].mean,
+                     'one_interval': (low[0].low, low[0].high), 'two': low[1].mean,
+                     'two_interval': (low[1].low, low[1].high), 'gap': gap.mean,
+                     'gap_interval': (gap.low, gap.high), 'n': gap.n})
+  return Table(
+      f'Blocks of one matrix and of two, at equal numbers of matrices, on {dataset}', (
+          Column('family', 'family', right=False),
+          Column('matrices', 'matrices', format=integer()),
+          Column('one', 'one', 'ln nats', fixed(2)), Column('one_interval', '95 %',
+                                                            format=interval(2)),
+          Column('two', 'two', 'ln nats', fixed(2)), Column('two_interval', '95 %',
+                                                            format=interval(2)),
+          Column('gap', 'one - two', 'ln nats', fixed(2, signed=True)),
+          Column('gap_interval', '95 %', format=interval(2)), Column('n', 'n', format=integer())),
+      listed, ['Lowest log-losses; the difference is paired over seeds.'])
 
 
 def start_table(rows: pd.DataFrame, dataset: str) -> Table:

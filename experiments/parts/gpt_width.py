@@ -35,6 +35,8 @@ class Gpt:
   """Small language models."""
 
   text: str = field('pystdlib', 'A prepared text.')
+  vocabulary: int = field(256, 'Its different tokens: what guessing costs bounds every loss that is '
+                          'compared.', low=2)
   window: int = field(128, 'Tokens per window.', low=8)
   dims: tuple[int, ...] = field((64, 128, 256, 512), 'Widths, ascending; the first is the base '
                                 'width.', low=2)
@@ -83,7 +85,7 @@ def cohorts(config: Any):
                 for dim in own.dims]
   wider = []
   for (row, dim), found in rows.groupby(['family', 'width'], sort=False):
-    beyond = sweeps.widened(sweeps.sweep(found, math.inf), 4)
+    beyond = sweeps.widened(sweeps.sweep(found, sweeps.guessing(own.vocabulary)), 4)
     if beyond:
       wider.append(transfer(row, int(dim), beyond, f'{row}-{int(dim)}-wider'))
   if wider:
@@ -109,11 +111,10 @@ def check(config: Any) -> None:
     raise UserError(f'config.gpt.check_depths: must begin with {BASE_DEPTH}, the base depth')
 
 
-def sweeps_of(rows: pd.DataFrame) -> dict[tuple[str, int], Sweep]:
-  """(row, width) -> its sweep; nothing bounds these losses but what diverged."""
+def sweeps_of(rows: pd.DataFrame, guess: float) -> dict[tuple[str, int], Sweep]:
+  """(row, width) -> its sweep."""
   own = rows[rows.phase == 'transfer']
-  worst = own.last_loss.max()
-  return {(name, int(width)): sweeps.sweep(each, worst)
+  return {(name, int(width)): sweeps.sweep(each, guess)
           for (name, width), each in own.groupby(['family', 'width'], sort=False)}
 
 
@@ -129,7 +130,8 @@ def move_slopes(rows: pd.DataFrame) -> dict[str, statistics.Interval]:
 def outcomes(rows: pd.DataFrame, config: Any) -> dict[str, Outcome]:
   """One outcome per claim."""
   own = config.gpt
-  found = transfers(sweeps_of(rows), 'sp', 'mup', own.dims[0], own.dims[-1], ('G1', 'G2'))
+  found = transfers(sweeps_of(rows, sweeps.guessing(own.vocabulary)), 'sp', 'mup', own.dims[0],
+                    own.dims[-1], ('G1', 'G2'))
   slopes = move_slopes(rows)
   deep, standard = slopes['alpha 1'], slopes['sp']
   note = ', '.join(f'{name} {shown(each)}' for name, each in slopes.items())
@@ -146,8 +148,8 @@ def report(run: Run) -> Report:
     return depth_mup
 
   rows = run.rows[run.rows.part == PART]
-  found, text = sweeps_of(rows), run.config.gpt.text
-  guess = math.exp(max(float(each.losses.max()) for each in found.values()))
+  guess, text = sweeps.guessing(run.config.gpt.vocabulary), run.config.gpt.text
+  found = sweeps_of(rows, guess)
   drawn: dict[str, Callable[[], Any]] = {
       'gpt_learning_rates': lambda: figures().widths(found, guess, text)}
   return Report([transfer_table(found, run.config), move_table(rows, text)],

@@ -48,7 +48,7 @@ def layer_gradients(key: jax.Array, function: Callable[[jax.Array], jax.Array], 
   kernels = jax.random.normal(of_kernels, (depth, width, width)) * width ** -0.5
   x = jax.random.normal(of_inputs, (examples, width))
   end = jax.random.normal(of_end, (examples, width))
-  branch = DeepBranch(function, prenorm=prenorm)
+  branch = DeepBranch(function, prenorm='rms' if prenorm else 'none')
 
   def loss(shifts):
     def step(x, layer):

@@ -35,6 +35,7 @@ from model_lib.parametrization import Branch, get_parametrization
 from model_lib.spec import nearest
 
 POSITIONS = ('post', 'pre')
+PRENORMS = ('none', 'rms', 'layer')
 REMATS = ('none', 'block', 'nested')
 STREAM = 'stream'  # in `intermediates`: x_0 ... x_L
 SHIFT = 'preactivation'  # in `perturbations`: what is added to the output of each block's last W
@@ -47,19 +48,22 @@ class DeepBranch:
   Attributes:
     function: phi.
     nonlinearity: 'post' or 'pre'.
-    prenorm: whether f reads x / rms(x).
+    prenorm: what f reads: x itself ('none'), x / rms(x) ('rms'), or x less its mean over the
+      features, over its rms ('layer': a LayerNorm without parameters).
     mean_subtraction: whether there is a G.
   """
 
   function: Callable[[jax.Array], jax.Array]
   nonlinearity: str = 'post'
-  prenorm: bool = False
+  prenorm: str = 'none'
   mean_subtraction: bool = True
 
   def __call__(self, x: jax.Array, kernels: Sequence[jax.Array],
                shift: jax.Array | float = 0.0) -> jax.Array:
     """The branch with its kernels [n, n] in order; `shift` [B, n] is added after the last one."""
-    if self.prenorm:
+    if self.prenorm == 'layer':
+      x = x - jnp.mean(x, axis=-1, keepdims=True)
+    if self.prenorm != 'none':
       # The eps keeps an example of zeros finite.
       x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
     for k, kernel in enumerate(kernels):
@@ -124,7 +128,7 @@ class DeepStack(nn.Module):
   depth: int
   block_depth: int
   nonlinearity: str
-  prenorm: bool
+  prenorm: str
   mean_subtraction: bool
   remat: str
   activation: str
@@ -185,7 +189,7 @@ class DeepMLP(nn.Module):
     depth: L, number of blocks.
     block_depth: kernels of a block, 1 or 2.
     nonlinearity: 'post' or 'pre', as above.
-    prenorm: whether a branch reads x / rms(x).
+    prenorm: what a branch reads, 'none', 'rms' or 'layer' (`DeepBranch`).
     mean_subtraction: whether a branch loses its mean over the features.
     remat: what the backward pass keeps of the blocks, 'none', 'block' or 'nested' (`scan_blocks`).
     activation: spec of a pointwise function without parameters, or a switch over such.
@@ -199,7 +203,7 @@ class DeepMLP(nn.Module):
   depth: int = 4
   block_depth: int = 1
   nonlinearity: str = 'post'
-  prenorm: bool = False
+  prenorm: str = 'none'
   mean_subtraction: bool = True
   remat: str = 'none'
   num_classes: int = 10
@@ -208,7 +212,7 @@ class DeepMLP(nn.Module):
 
   def check(self) -> None:
     """Whether the attributes make sense, alone and together. Raises UserError."""
-    for name, known in {'nonlinearity': POSITIONS, 'remat': REMATS}.items():
+    for name, known in {'nonlinearity': POSITIONS, 'prenorm': PRENORMS, 'remat': REMATS}.items():
       value = getattr(self, name)
       if value not in known:
         raise UserError(f'deep_mlp: {name}={value!r}{nearest(value, known)}; '

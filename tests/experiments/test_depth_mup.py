@@ -178,6 +178,7 @@ class Deep:
   falls: float = 0.5  # of the lowest log-loss per doubling, of depth-muP
   ode: float = 0.4  # ODE above depth-muP at the same rate, at the largest depth
   abs: float = -0.5  # abs beside ReLU
+  two: float = 0.4  # blocks of two matrices above blocks of one
   learns: float = 3.0  # loss of SP's best deep run
   edge: bool = False
   apart: float = 0.0  # of the controls
@@ -194,7 +195,7 @@ class Deep:
 
   def config(self) -> study.Config:
     return resolved(depth__seeds=self.seeds, depth__depths=self.depths,
-                    depth__families=('depth_mup', 'ode', 'sp', 'abs_matched'))
+                    depth__families=('depth_mup', 'ode', 'sp', 'abs_matched', *depth.PAIRS[1]))
 
   def rows(self) -> pd.DataFrame:
     config, rows = self.config(), []
@@ -213,7 +214,7 @@ class Deep:
     for seed in range(self.seeds):
       for octave in depth_cohorts.grid(config.depth, 'depth_mup'):
         for a in config.depth.multipliers:
-          for name in ('relu', 'abs_matched'):
+          for name in ('relu', 'abs_matched', *depth.PAIRS[1]):
             worse = 0.0 if a == 1.0 else 1.0
             run('tune', name, self.depths[0], a, octave, seed, bowl(octave, self.depths[0]) + worse)
         for L in self.depths[1:]:
@@ -221,6 +222,9 @@ class Deep:
           run('sweep', 'depth_mup', L, 1.0, octave, seed, loss)
           run('sweep', 'ode', L, 1.0, octave, seed, loss + self.ode + self.wiggle * seed)
           run('sweep', 'abs_matched', L, 1.0, octave, seed, loss + self.abs)
+          run('sweep', 'abs_normed', L, 1.0, octave, seed, loss)
+          run('sweep', 'abs_normed_two', L, 1.0, octave, seed,
+              loss - self.falls + self.two)
           if L == self.depths[-1]:
             half = math.log2(L / self.depths[0]) / 2
             for phase in ('retuned', 'relabelled'):
@@ -285,6 +289,8 @@ def test_every_depth_claim_has_an_outcome_and_passes_on_planted_rows():
     ({'ode': 0.2}, {'P3'}),
     ({'ode': 0.4, 'wiggle': 0.8}, {'P3'}),
     ({'abs': -0.1}, {'P4'}),
+    ({'two': -0.4}, {'one_matrix_better'}),
+    ({'two': 0.0}, {'one_matrix_better'}),
     ({'learns': 2.0}, {'P5'}),
     ({'apart': 1e-7}, {'ode_retuned', 'relabelling_exact'}),
     ({'features': {'depth_mup': 0.65, 'abs': 0.54, 'ode': 0.9}},
@@ -308,8 +314,8 @@ def test_a_depth_claim_fails_where_its_number_does(changes, failed):
 
 @pytest.mark.parametrize('changes, untestable', [
     ({'seeds': 3}, {'P1a', 'P1b'}),
-    ({'seeds': 2}, {'P1a', 'P1b', 'P2', 'P3', 'P4'}),
-    ({'edge': True}, {'P1a', 'P1b', 'P2', 'P4'}),
+    ({'seeds': 2}, {'P1a', 'P1b', 'P2', 'P3', 'P4', 'one_matrix_better'}),
+    ({'edge': True}, {'P1a', 'P1b', 'P2', 'P4', 'one_matrix_better'}),
     ({'moved': 0.2}, {'features_diverse', 'changes_diverse'})])
 def test_a_depth_claim_is_not_testable_where_the_rows_cannot_carry_it(changes, untestable):
   verdicts = Deep(**changes).verdicts()

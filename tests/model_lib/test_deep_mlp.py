@@ -24,7 +24,7 @@ from tests.model_lib import model_cases as cases
 
 SIZES = {'width': 12, 'depth': 6, 'num_classes': 5, 'activation': 'tanh'}
 FORMS = ({}, {'nonlinearity': 'pre'}, {'block_depth': 2}, {'block_depth': 2, 'nonlinearity': 'pre'},
-         {'prenorm': True}, {'mean_subtraction': False})
+         {'prenorm': 'rms'}, {'prenorm': 'layer'}, {'mean_subtraction': False})
 
 
 def _built(**kwargs):
@@ -35,14 +35,16 @@ def _built(**kwargs):
   return model, {**variables, 'hp': hp}, x
 
 
-def _by_hand(variables, x, block_depth=1, nonlinearity='post', prenorm=False,
+def _by_hand(variables, x, block_depth=1, nonlinearity='post', prenorm='none',
              mean_subtraction=True) -> tuple[np.ndarray, np.ndarray]:
   """Logits and the stream, in float64."""
   p = {path: leaf.astype(np.float64) for path, leaf in cases.flat(variables['params']).items()}
   x = np.asarray(x, np.float64).reshape(len(x), -1) @ p['stem/kernel']
   stream = [x]
   for i in range(SIZES['depth']):
-    f = x / np.sqrt(np.mean(x ** 2, 1, keepdims=True)) if prenorm else x
+    f = x - x.mean(1, keepdims=True) * (prenorm == 'layer')
+    if prenorm != 'none':
+      f = f / np.sqrt(np.mean(f ** 2, 1, keepdims=True))
     for name in ('stack/kernel', 'stack/second/kernel')[:block_depth]:
       f = 1.5 * np.tanh(f @ p[name][i]) if nonlinearity == 'post' else (
         (1.5 * np.tanh(f)) @ p[name][i])
@@ -59,8 +61,9 @@ def test_the_equations(form) -> None:
   expected = _by_hand(variables, x, **form)
   np.testing.assert_allclose(logits, expected[0], rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(stream, expected[1], rtol=1e-4, atol=1e-5)
-  other = _by_hand(variables, x, **{**form, 'prenorm': not form.get('prenorm')})
-  assert np.abs(np.asarray(logits) - other[0]).max() > 0.01
+  for prenorm in set(deep_mlp.PRENORMS) - {form.get('prenorm', 'none')}:
+    other = _by_hand(variables, x, **{**form, 'prenorm': prenorm})
+    assert np.abs(np.asarray(logits) - other[0]).max() > 0.01, prenorm
 
 
 def test_starts() -> None:
