@@ -23,7 +23,7 @@ width: MLPs of several widths, standard parametrization against muP, under Adam 
 decay coupled to the scaled learning rate, compensated for it, and independent; the multiplier a
 over depth; the second-order share of an update of a branch of two matrices.
 
-gpt (presets gpt and gpu): the same transfer over width in a language model of bytes, and how far
+gpt (of presets gpu and paper; small in cpu, where it is asked for): the same transfer over width in a language model of bytes, and how far
 its stream moves at several depths.
 
 Cost on two CPU cores: depth 22 minutes beside other work, 2.3 GB. To expect on digits: the rate
@@ -83,7 +83,9 @@ PRESETS = {
     'smoke': {**{f'depth.{k}': v for k, v in _TINY_DEPTH.items()},
               **{f'width.{k}': v for k, v in _TINY_WIDTH.items()}},
     'cpu': {'depth.families': ('depth_mup', 'ode', 'sp', 'abs_matched', 'abs_same', 'pre'),
-            'depth.seeds': 8, 'depth.gradient_functions': _SPANNING, 'depth.map_depths': (2, 64)},
+            'depth.seeds': 8, 'depth.gradient_functions': _SPANNING, 'depth.map_depths': (2, 64),
+            'gpt.dims': (32, 64, 128), 'gpt.head_dim': 16, 'gpt.window': 32, 'gpt.batch_size': 8,
+            'gpt.steps': 300},
     # The paper's data and width, an eighth of its steps.
     'gpu': {'parts': ('depth', 'width', 'gpt'), 'dataset': 'cifar10', 'images': 0,
             'depth.families': ('depth_mup', 'ode', 'sp', 'abs'), 'depth.random_labels': False,
