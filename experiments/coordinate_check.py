@@ -153,7 +153,7 @@ def run(check: Check, say=lambda line: None) -> Result:
   row = check.parametrization
   if check.axis == 'width':
     verdict = rules.judge_width(row, moves[row], control, moves[controls[0]],
-                                rules.zero_readout(traces[row]))
+                                rules.zero_readout(traces[row]), family)
   else:
     named = dict(zip(rules.DEPTH_CONTROLS, controls))
     verdict = rules.judge_depth(

@@ -2,7 +2,8 @@
 
   width, under test        |S| <= 0.10 of every tensor, 0.15 of the logits, at t = 2, 4, 8
   width, control, sp       S >= +0.35 of the outputs of hidden kernels and of the logits, and of
-                           the input layer's output S <= 0.10, at t = 1, 2, 4
+                           the input layer's output S <= 0.10, at t = 1, 2, 4; under lamb, muon
+                           and scaled adafactor of the logits and the input layer alone
   width, control, ntk      (SGD) S <= -0.35 of every tensor but the logits
   depth, under test        |S| <= 0.35 of the stream's end, or 0.15 where the width is at least
                            four times the largest number of blocks, at the last step
@@ -17,7 +18,10 @@ out there. Queries times keys are shown and not judged: at the start they are ra
 head_dim they fade with width in every correct model (`Yang et al. 2022`, appendix D).
 
 NTK is no control under Adam: its hidden tensors move by a constant amount. The controls of sp were
-measured as +0.58 and +0.97, of ntk as -0.50, in networks 64-n-n-10 with n from 64 to 1024.
+measured as +0.58 and +0.97, of ntk as -0.50, in networks 64-n-n-10 with n from 64 to 1024. Where the
+size of an update is that of its kernel or of an orthogonal matrix, hidden outputs grow little or
+not at all under sp (measured: +0.21 to +0.24 under lamb, -0.05 to +0.01 under muon, for logits +0.66
+and +0.52): there the check says nothing of the rate of hidden kernels. Train them alone for that.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ import numpy as np
 
 from model_lib.analysis.coordinate_check import LOGITS, Slope, Trace
 from model_lib.errors import UserError
-from model_lib.parametrization.rules import GRADIENT
+from model_lib.parametrization.rules import ENTRYWISE, GRADIENT
 
 END = 'stream end'
 FEATURES = ('input', 'hidden', 'feature')
@@ -63,6 +67,7 @@ FADES = (Bound(FEATURES, (1, 2, 4, 8), high=-0.35),)
 DEPTH, DEPTH_WIDE, WIDE = 0.35, 0.15, 4  # |S|; |S| where width >= WIDE * blocks
 ABOVE, BELOW = 0.20, 0.25  # from (1/2, 0), from (1/2, 1)
 GROWTH, PER_BLOCKS = 100.0, 24  # of the stream without a rule of depth
+READOUT_GROWS = (Bound((LOGITS,), (1, 2, 4), low=0.35), GROWS[1])
 CONTROLS = {'sp': GROWS, 'ntk': FADES}
 FASTER, SLOWER, PLAIN = 'tp6(alpha=0.5, gamma=0.0)', 'tp6(alpha=0.5, gamma=1.0)', 'sp'
 DEPTH_CONTROLS = (FASTER, SLOWER, PLAIN)
@@ -78,6 +83,13 @@ class Verdict(NamedTuple):
 def width_control(family: str) -> str:
   """The row whose failure shows that a width check under this family of optimizers can fail."""
   return 'ntk' if family in GRADIENT else 'sp'
+
+
+def control_bounds(control: str, family: str) -> tuple[Bound, ...]:
+  """What the slopes of a control, a key of CONTROLS, must be under a family of optimizers."""
+  if control == 'sp' and family not in (*ENTRYWISE, *GRADIENT):
+    return READOUT_GROWS
+  return CONTROLS[control]
 
 
 def outside(bounds: Sequence[Bound], found: Sequence[Slope], zero_readout: bool = False,
@@ -100,19 +112,21 @@ def outside(bounds: Sequence[Bound], found: Sequence[Slope], zero_readout: bool 
 
 
 def judge_width(row: str, found: Sequence[Slope], control: str, of_control: Sequence[Slope],
-                zero_readout: bool = False) -> Verdict:
+                zero_readout: bool = False, family: str = 'adam') -> Verdict:
   """Whether the moves of `row` do not change with width, and those of its control do.
 
   Args:
     row, found: under test.
     control, of_control: a key of CONTROLS, and its slopes; may be the row itself.
     zero_readout: whether the readout starts as zeros.
+    family: of the optimizer, one of `parametrization.rules.FAMILIES`.
 
   Raises:
     UserError: there is nothing to judge.
   """
   judged, out = outside(FLAT, found, zero_readout)
-  checked, missed = outside(CONTROLS[control], of_control, zero_readout)
+  expected = control_bounds(control, family)
+  checked, missed = outside(expected, of_control, zero_readout)
   if not judged or not checked:
     raise UserError(f'there is no slope to judge {row} or its control {control} by: the check '
                     'needs hidden kernels, and 2 steps or more')
@@ -121,7 +135,7 @@ def judge_width(row: str, found: Sequence[Slope], control: str, of_control: Sequ
     return Verdict(NONE, f'{row}: no verdict, since the control {control} does not show at these '
                          f'sizes: {_said(slope)}, and should have {bound}')
   beside = ('' if control == row else
-            f'; control {control}: {_range(of_control, CONTROLS[control], zero_readout)}')
+            f'; control {control}: {_range(of_control, expected, zero_readout)}')
   if out:
     bound, slope = out[0]
     return Verdict(FAILED, f'{row}: failed: {_said(slope)}, and should have {bound}; {len(out)} of '
