@@ -23,8 +23,8 @@ width: MLPs of several widths, standard parametrization against muP, under Adam 
 decay coupled to the scaled learning rate, compensated for it, and independent; the multiplier a
 over depth; the second-order share of an update of a branch of two matrices.
 
-gpt (of presets gpu and paper; small in cpu, where it is asked for): the same transfer over width in a language model of bytes, and how far
-its stream moves at several depths.
+gpt (of the presets gpu and paper; small in cpu, where it is asked for): the same transfer over width
+in a language model of bytes, and how far its stream moves at several depths.
 
 Cost on two CPU cores: depth 22 minutes beside other work, 2.3 GB. To expect on digits: the rate
 tuned at 16 blocks has no regret at 64 under depth-muP; its lowest log-loss falls by 2.5 [1.7, 3.3]
@@ -41,11 +41,13 @@ import json
 from pathlib import Path
 
 from experiments.parts import depth, gpt_width, width
-from experiments.parts.depth_cohorts import Depth, FAMILIES
+from experiments.parts.depth_cohorts import Depth
+from experiments.parts.depth_families import FAMILIES
 from experiments.parts.gpt_width import Gpt, TEXT
 from experiments.parts.width_cohorts import Width
 from launch.study import DataRequest, EngineConfig, IoConfig, Report, Run, Study, field, main
 from launch.study.claims import NOT_TESTABLE, Claim, Outcome
+from model_lib.errors import UserError
 
 PARTS = {'depth': depth, 'width': width, 'gpt': gpt_width}
 
@@ -84,8 +86,8 @@ PRESETS = {
               **{f'width.{k}': v for k, v in _TINY_WIDTH.items()}},
     'cpu': {'depth.families': ('depth_mup', 'ode', 'sp', 'abs_matched', 'abs_same', 'pre'),
             'depth.seeds': 8, 'depth.gradient_functions': _SPANNING, 'depth.map_depths': (2, 64),
-            'width.seeds': 8, 'gpt.dims': (32, 64, 128), 'gpt.head_dim': 16, 'gpt.window': 32, 'gpt.batch_size': 8,
-            'gpt.steps': 300},
+            'width.seeds': 8, 'gpt.dims': (32, 64, 128), 'gpt.head_dim': 16, 'gpt.window': 32,
+            'gpt.batch_size': 8, 'gpt.steps': 300},
     # The paper's data and width, an eighth of its steps.
     'gpu': {'parts': ('depth', 'width', 'gpt'), 'dataset': 'cifar10', 'images': 0,
             'depth.families': ('depth_mup', 'ode', 'sp', 'abs'), 'depth.random_labels': False,
@@ -93,7 +95,7 @@ PRESETS = {
             'depth.remat': 'block', 'depth.diversity_depths': (256, 1024),
             'depth.diversity_marks': (100, 1000), 'width.random_labels': False,
             'width.widths': (64, 256, 1024), 'width.decay_widths': (64, 1024),
-            'width.seeds': 4, 'width.steps': 2000, 'engine.batching': 'vmap'},
+            'width.decay': 0.125, 'width.seeds': 4, 'width.steps': 2000, 'engine.batching': 'vmap'},
     'paper': {'parts': ('depth', 'width', 'gpt'), 'dataset': 'cifar10', 'images': 0,
               'depth.families': tuple(FAMILIES), 'depth.random_labels': False, 'depth.width': 256,
               'depth.depths': (8, 16, 32, 64, 128, 256, 512, 1024), 'depth.steps': 39000,
@@ -101,15 +103,20 @@ PRESETS = {
               'depth.sp_rates': 14, 'depth.seeds': 5, 'depth.remat': 'nested',
               'depth.diversity_depths': (256, 512, 1024, 2048, 4096, 8192),
               'depth.diversity_marks': (100, 500, 1000), 'depth.diversity_seeds': 5,
-              'depth.map_family': 'abs_normed_two', 'depth.map_depths': (2, 32, 1024), 'depth.map_width': 256,
+              'depth.multipliers': tuple(2 ** (i / 2) for i in range(-6, 5)),
+              # Fig. 7: log2 a from .5 on, log2 (rate / 1e-3) from -7 on.
+              'depth.map_family': 'abs_normed_two', 'depth.map_depths': (2, 32, 1024),
+              'depth.map_width': 256, 'depth.map_points': 14, 'depth.map_multiplier': 7.5,
+              'depth.map_octave': -13.5, 'depth.map_step': 0.5,
               'depth.map_steps': 39000, 'width.random_labels': False, 'width.steps': 20000,
               'width.widths': (64, 128, 256, 512, 1024, 2048, 4096), 'width.seeds': 5,
-              'width.decay_widths': (64, 512, 4096), 'gpt.dims': (64, 128, 256, 512, 1024),
-              'gpt.steps': 5000, 'gpt.depth': 4, 'engine.batching': 'vmap'},
+              'width.decay_widths': (64, 512, 4096), 'width.decay': 0.0125,
+              'gpt.dims': (64, 128, 256, 512, 1024), 'gpt.steps': 5000, 'gpt.depth': 4,
+              'engine.batching': 'vmap'},
 }
 PRESET_NOTES = {
-    'cpu': ('Blocks of two matrices have their heat maps here and no sweep over depth: two, the '
-            'families with a norm, and abs without the variance of ReLU are in paper alone.',),
+    'cpu': ('Blocks of two matrices have their heat maps here and no sweep over depth: two and the '
+            'families with a norm are in paper alone, abs without the variance of ReLU in gpu too.',),
     'gpu': ('On one H100 about 20 minutes a part: an estimate from products, not measured.',),
     'paper': ('Not run. The networks of Yang et al. 2023, Figs. 2 to 7, 10, 11, 13 and 17 to 19; '
               'what is not given there is a guess: Adam at .9 / .999 with a constant rate, data '
@@ -157,6 +164,8 @@ def report(run: Run) -> Report:
 
 def check(config: Config) -> None:
   """Whether every part can be run as the config says; UserError if not."""
+  if len(config.parts) != len(set(config.parts)):
+    raise UserError('config.parts: must not repeat a part')
   for part in config.parts:
     PARTS[part].check(config)
 

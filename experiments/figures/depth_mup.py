@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from experiments.parts import sweeps
-from experiments.parts.depth_cohorts import FAMILIES, FUNCTIONS
-from experiments.parts.depth_tables import COMPUTED, NAMES
+from experiments.parts.depth_families import FAMILIES, FUNCTIONS
+from experiments.parts.depth_tables import NAMES
 from experiments.parts.sweeps import Sweep
 from launch.study import plotting
 from launch.study.plotting import Estimate
@@ -48,13 +48,11 @@ def bowls(axes: Axes, found: Mapping[str, tuple[Sweep, float]], guess: float) ->
 
 def learning_rates(own: Any, dataset: str) -> Figure:
   """Log-loss against the learning rate by depth, one panel per family; minima are marked."""
-  families = list(dict.fromkeys(['depth_mup', COMPUTED, *own.config.depth.families]))
   with plotting.style():
-    figure, panels = plotting.grid(len(families), columns=3, width=2.7, height=2.2, share_x=False,
+    figure, panels = plotting.grid(len(own.shown), columns=3, width=2.7, height=2.2, share_x=False,
                                    share_y=True)
-    for axes, name in zip(panels, families, strict=True):
-      runs = 'depth_mup' if name == COMPUTED else name
-      bowls(axes, {f'L={depth}': (own.sweeps[runs, depth], own.shift(name, own.depths[0], depth))
+    for axes, name in zip(panels, own.shown, strict=True):
+      bowls(axes, {f'L={depth}': (own.sweep(name, depth), own.shift(name, own.depths[0], depth))
                    for depth in own.depths}, own.guess)
       axes.set_title(NAMES[name])
     plotting.label_figure(
@@ -66,8 +64,8 @@ def learning_rates(own: Any, dataset: str) -> Figure:
 def lowest_losses(own: Any, dataset: str) -> Figure:
   """Lowest log-loss of every family against the number of matrices that its blocks hold.
 
-  As in Figs. 2 to 5 of Yang et al. 2023: at equal numbers, blocks of two matrices stand above
-  those of one of half their depth.
+  As in Figs. 2 to 5 of Yang et al. 2023: blocks of two matrices are compared with twice as many of
+  one.
   """
   families = own.config.depth.families
   with plotting.style():
@@ -90,11 +88,10 @@ def lowest_losses(own: Any, dataset: str) -> Figure:
 def regrets(own: Any, dataset: str) -> Figure:
   """Regret at the largest depth of rates tuned at two others, with intervals over seeds."""
   found, deepest = [], own.depths[-1]
-  for name in dict.fromkeys(['depth_mup', COMPUTED, *own.config.depth.families]):
+  for name in own.shown:
     for source in dict.fromkeys((own.depths[-3], own.depths[0])):
       regret = sweeps.mean_of(own.regret(name, source, deepest))
-      runs = 'depth_mup' if name == COMPUTED else name
-      learned = own.learned(runs, source) and own.learned(runs, deepest)
+      learned = own.learned(name, source) and own.learned(name, deepest)
       found.append(Estimate(f'{NAMES[name]}, from L={source}', regret.mean, regret.low,
                             regret.high, '' if not math.isnan(regret.mean) else
                             'beside the grid' if learned else 'nothing learned'))

@@ -11,8 +11,11 @@ import pandas as pd
 
 from experiments.parts import depth_tables as tables
 from experiments.parts import sweeps
-from experiments.parts.depth_cohorts import PAIRS, PART, check, cohorts
+from experiments.parts.depth_cohorts import PART, check, cohorts
+from experiments.parts.depth_families import COMPUTED, PAIRS
 from experiments.parts.depth_found import Found
+from experiments.parts.verdicts import (MIN_SEEDS, REGRET, SEPARATION, checked, missing, shown,
+                                        verdict)
 from launch.study import Report, Run
 from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Outcome
 from model_lib.analysis import statistics
@@ -20,30 +23,12 @@ from model_lib.analysis.statistics import Interval
 
 __all__ = ['check', 'cohorts', 'report']
 
-GATE_SEEDS, MIN_SEEDS = 4, 3
-REGRET, SEPARATION, HELPS, TRANSFERS, BETTER = 0.15, 0.5, 0.5, 0.3, 0.2  # nats of log-loss
+GATE_SEEDS = 4
+HELPS, TRANSFERS, BETTER = 0.5, 0.3, 0.2  # nats of log-loss
 DIVERSE, REDUNDANT, APART, WALK, WALK_WITHIN, LEARNED = 0.60, 0.70, 0.2, 0.5, 0.03, 0.3
 DIVERSITY_DEPTH, DIVERSITY_STEP = 256, 100
 COSINE = 0.03
 STEEP, FLAT = -1.5, -1.3  # slopes of a valley
-
-
-def verdict(passed: bool, ours: Interval | statistics.Paired, note: str = '', problem: str = ''
-            ) -> Outcome:
-  """The outcome of an estimate; a problem makes it not testable."""
-  name = NOT_TESTABLE if problem else REPRODUCED if passed else NOT_REPRODUCED
-  return Outcome(name, ours.mean, (ours.low, ours.high), ours.n, problem or note)
-
-
-def checked(passed: bool, ours: float, note: str = '', problem: str = '') -> Outcome:
-  """The outcome of a check."""
-  name = NOT_TESTABLE if problem else REPRODUCED if passed else NOT_REPRODUCED
-  return Outcome(name, ours, None, None, problem or note)
-
-
-def shown(found: Interval | statistics.Paired) -> str:
-  """Mean and interval as text."""
-  return f'{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]'
 
 
 def outcomes(rows: pd.DataFrame, config: Any) -> dict[str, Outcome]:
@@ -66,21 +51,26 @@ def transfer(own: Found) -> dict[str, Outcome]:
   """P1a and P1b."""
   deepest, source, base = own.depths[-1], own.depths[-3], own.depths[0]
   problem = problems(own, GATE_SEEDS, 'depth_mup')
+  if own.config.depth.train_io:
+    problem = problem or '(1/2, 0) is read from depth-muP, which holds for the blocks alone'
   silent = [depth for depth in own.depths[-3:] if not own.learned('depth_mup', depth)]
   if silent:
     problem = problem or f'no run of depth-muP learned at L={silent[0]}'
-  one, other = (own.regret(name, source, deepest) for name in ('depth_mup', 'half_zero'))
+  one, other = (own.regret(name, source, deepest) for name in ('depth_mup', COMPUTED))
+  beside = ''
   if one is None or other is None:
-    problem = problem or 'a transferred learning rate lies beside the grid'
-    regret = gap = Interval(math.nan, math.nan, math.nan, 0, math.nan)
+    beside = 'a transferred learning rate lies beside the grid'
+    regret = gap = missing()
   else:
-    regret, gap = sweeps.mean_of(one), statistics.paired_difference(other, one)
+    regret = own.bootstrapped_regret('depth_mup', source, deepest)
+    gap = statistics.paired_difference(other, one)
   far = own.regret('depth_mup', base, deepest)
   note = (f'(1/2, 0) minus depth-muP {shown(gap)}; of the rate tuned at L={base} '
           f'{shown(sweeps.mean_of(far)) if far is not None else "beside the grid"}')
   gamma = own.exponent()
   return {
-      'P1a': verdict(regret.mean <= REGRET and gap.mean >= SEPARATION, regret, note, problem),
+      'P1a': verdict(regret.mean <= REGRET and gap.mean >= SEPARATION, regret, note,
+                     problem or beside),
       'P1b': verdict(gamma.low <= 0.5 <= gamma.high and gamma.low > 0 and gamma.high < 1, gamma,
                      f"depth-muP's own exponent {gamma.mean - 0.5:+.2f}", problem)}
 
@@ -101,7 +91,7 @@ def losses(own: Found) -> dict[str, Outcome]:
   ode, depth_mup = (own.sweeps[name, deepest].at(octave) for name in ('ode', 'depth_mup'))
   problem = problems(own, MIN_SEEDS)
   if ode is None or depth_mup is None:
-    found['P3'] = verdict(False, Interval(math.nan, math.nan, math.nan, 0, math.nan), '',
+    found['P3'] = verdict(False, missing(), '',
                           'the rate tuned at the base depth lies beside the grid')
   else:
     gap = statistics.paired_difference(ode, depth_mup)
@@ -142,6 +132,7 @@ def standard(own: Found) -> dict[str, Outcome]:
                                    if not own.learned(name, depth)]
   found = {'P6': checked(not none, len(none), ', '.join(none) or f'{len(swept)} sweeps')}
   deep = [depth for depth in own.depths if depth >= 8 * own.depths[0]]
+  silent = [depth for depth in deep if not own.learned('depth_mup', depth)]
   if 'sp' in own.config.depth.families and deep:
     rows = own.rows[(own.rows.phase == 'sweep') & (own.rows.family == 'sp')
                     & own.rows.depth.isin(deep)]
@@ -153,8 +144,10 @@ def standard(own: Found) -> dict[str, Outcome]:
         f'loss at step 0, L={depth}: ' + ', '.join(
             f'{name} {means.get((depth, name), math.nan):.3g}' for name in ('sp', 'depth_mup'))
         for depth in deep)
-    found['P5'] = Outcome(REPRODUCED if not learned else NOT_REPRODUCED, learned, None, len(rows),
-                          at_start)
+    name = NOT_TESTABLE if silent else REPRODUCED if not learned else NOT_REPRODUCED
+    found['P5'] = Outcome(name, learned, None, len(rows),
+                          f'depth-muP did not learn at L={silent[0]} either' if silent
+                          else at_start)
   return found
 
 
@@ -164,6 +157,10 @@ def controls(own: Found) -> dict[str, Outcome]:
   problem = ('side by side (vmap) the bits of a run belong to its chunk'
              if own.config.engine.batching == 'vmap' else '')
   half = math.log2(deepest / own.depths[0]) / 2
+  if half != round(half):
+    problem = problem or f'(L / L_b)^1/2 = {2 ** half:.3g} is no power of two'
+  if own.config.depth.train_io:
+    problem = problem or 'the first and the last layer are trained too, at the rate of the name'
   runs = own.rows[(own.rows.phase == 'sweep') & (own.rows.family == 'depth_mup')
                   & (own.rows.depth == deepest)].set_index(['octave', 'seed']).last_loss
   for phase, claim in (('retuned', 'ode_retuned'), ('relabelled', 'relabelling_exact')):
@@ -223,7 +220,8 @@ def gradient_diversity(rows: pd.DataFrame) -> dict[str, Outcome]:
 def valley(rows: pd.DataFrame, guess: float, within: float = 0.3) -> float:
   """Slope d log2 a / d log2 rate of the points of a map that are near its best one.
 
-  Orthogonal fit: the first principal axis of the points; nan below three of them.
+  Orthogonal fit: the first principal axis of the points; nan below three of them, inf where they
+  stand in one column.
   """
   table = (rows.assign(loss=sweeps.log_losses(rows, guess)).groupby(['a', 'octave']).loss.mean())
   near = table[table <= table.min() + within].index.to_frame()
@@ -241,9 +239,11 @@ def valleys(rows: pd.DataFrame, guess: float) -> dict[str, Outcome]:
   if len(depths) < 2:
     return {}
   slopes = [valley(own[own.depth == depth], guess) for depth in (depths[0], depths[-1])]
+  note = f'L={depths[0]:g}: {slopes[0]:.2f}, L={depths[-1]:g}: {slopes[1]:.2f}'
+  none = not np.isfinite(slopes).all()
   return {'valley_turns': checked(
-      slopes[0] <= STEEP and slopes[1] >= FLAT, slopes[0] - slopes[1],
-      f'L={depths[0]:g}: {slopes[0]:.2f}, L={depths[-1]:g}: {slopes[1]:.2f}')}
+      slopes[0] <= STEEP and FLAT <= slopes[1] < 0, math.nan if none else slopes[0] - slopes[1],
+      note, f'no slope: {note}' if none else '')}
 
 
 def report(run: Run) -> Report:

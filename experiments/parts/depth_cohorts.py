@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -12,8 +11,11 @@ import pandas as pd
 
 from experiments.measurements import depth_mup as measured
 from experiments.parts import sweeps
+from experiments.parts.depth_families import (COMPUTED, DIVERSITY, FAMILIES, FUNCTIONS, HALF_ZERO,
+                                              NEEDED, Family, Function, row_of)
 from launch.study import Measurement, field
 from model_lib.errors import UserError
+from model_lib.parametrization import get_parametrization
 from model_lib.training.cohort import Cohort, Member, ModelSpec, OptimizerSpec
 
 PART = 'depth'
@@ -23,86 +25,6 @@ EPS = 1e-12
 TOLERANCE = 0.15  # nats of log-loss, as of the regret that a transfer may have
 SEEDS = 1009  # more than any part has, so that the phases never share one
 TUNED, DIVERSE = 0, 1  # phases of the seeds
-
-
-@dataclasses.dataclass(frozen=True)
-class Function:
-  """A nonlinearity and where it stands; (a, learning rate) are tuned once for each.
-
-  Attributes:
-    activation: of the catalogue.
-    gain: factor of its output: 'sqrt2', 'one', or 'matched' (the variance of sqrt2 * relu).
-    nonlinearity, block_depth, prenorm: of the model `deep_mlp`.
-  """
-
-  activation: str
-  gain: str = 'one'
-  nonlinearity: str = 'post'
-  block_depth: int = 1
-  prenorm: str = 'none'
-
-  @functools.cached_property
-  def scale(self) -> float:
-    """The gain as a number."""
-    if self.gain != 'matched':
-      return {'one': 1.0, 'sqrt2': math.sqrt(2)}[self.gain]
-    from model_lib.activations import get_activation
-    relu, own = (get_activation(name).moments().variance for name in ('relu', self.activation))
-    return math.sqrt(2 * relu / own)
-
-
-FUNCTIONS = {
-    'relu': Function('relu', 'sqrt2'),
-    'abs': Function('abs'),
-    'abs_matched': Function('abs', 'matched'),
-    'pre': Function('relu', 'sqrt2', 'pre'),
-    'two': Function('relu', 'sqrt2', block_depth=2),
-    'abs_normed': Function('abs', prenorm='layer'),
-    'abs_normed_two': Function('abs', block_depth=2, prenorm='layer'),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-  """A sweep over depth.
-
-  Attributes:
-    function: of FUNCTIONS.
-    row: of the table of parametrizations, without its base depth.
-    alpha, gamma: branches a m_L^-alpha f(x), updates m_L^-gamma.
-    tuned: the function whose a it takes; '' for its own.
-  """
-
-  function: str
-  row: str = 'depth_mup'
-  alpha: float = 0.5
-  gamma: float = 0.5
-  tuned: str = ''
-
-  @property
-  def tuned_as(self) -> str:
-    """The function whose a it takes."""
-    return self.tuned or self.function
-
-
-FAMILIES = {
-    'depth_mup': Family('relu'),
-    'ode': Family('relu', 'ode', 1.0, 0.0),
-    'sp': Family('relu', 'sp', 0.0, 0.0),
-    'abs': Family('abs'),
-    'abs_matched': Family('abs_matched'),
-    'abs_same': Family('abs_matched', tuned='relu'),
-    'pre': Family('pre'),
-    'two': Family('two'),
-    'abs_normed': Family('abs_normed'),
-    'abs_normed_two': Family('abs_normed_two'),
-}
-HALF_ZERO = Family('relu', 'tp6(gamma=0)', 0.5, 0.0)  # computed from depth_mup, and checked
-NEEDED = ('depth_mup', 'ode')
-PAIRS = (('depth_mup', 'two'), ('abs_normed', 'abs_normed_two'))  # blocks of one matrix, of two
-DIVERSITY = {  # arms of the feature diversity: family and gain
-    'depth_mup': ('depth_mup', math.sqrt(2)), 'abs': ('abs', 1.0),
-    'unscaled_relu': ('depth_mup', 1.0), 'ode': ('ode', math.sqrt(2))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,29 +62,34 @@ class Depth:
                                       'two matrices.', low=1)
   map_family: str = field('two', 'Whose maps: blocks of two matrices, with ReLU or with abs and a '
                           'norm.', choices=('two', 'abs_normed_two'))
-  map_points: int = field(7, 'Points of such a map, each way.', low=5)
+  map_points: int = field(7, 'Points of such a map, each way; a by octaves.', low=5)
+  map_multiplier: float = field(0.0, 'log2 of a in its middle.')
+  map_octave: float = field(-8.0, 'log2 of the rate in its middle.')
+  map_step: float = field(1.0, 'Octaves between its rates.', low=0.01)
   map_width: int = field(32, 'Its width.', low=2)
   map_steps: int = field(300, 'Its steps.', low=8)
   map_seeds: int = field(2, 'Its runs per point.', low=1)
 
 
-def model(own: Depth, function: Function, row: str, depth: int, width: int = 0) -> ModelSpec:
-  """The residual MLP under a row, relative to the width and the base depth of the part."""
+def model(config: Any, function: Function, family: Family, depth: int, width: int = 0
+          ) -> ModelSpec:
+  """The residual MLP of a family, relative to the width and the base depth of the part."""
+  own = config.depth
   base, width = own.depths[0], width or own.width
-  if row != 'sp':
-    row = f'{row[:-1]}, base_depth={base})' if row.endswith(')') else f'{row}(base_depth={base})'
   return ModelSpec(
       'deep_mlp', {'width': width, 'depth': depth, 'activation': function.activation,
                    'nonlinearity': function.nonlinearity, 'block_depth': function.block_depth,
-                   'prenorm': function.prenorm, 'remat': own.remat, 'parametrization': row},
+                   'prenorm': function.prenorm, 'remat': own.remat,
+                   'num_classes': config.classes, 'parametrization': row_of(family, own.depths[0])},
       {'width': width, 'depth': base}, {'width': 2 * width, 'depth': base})
 
 
 def hp(own: Depth, family: Family, function: Function, depth: int, a: float, rate: float,
        width: int = 0) -> dict[str, float]:
-  """Swept numbers of a run: the readout starts at std 4 / n, the branch at a (L / L_b)^-alpha."""
+  """Swept numbers of a run: the readout starts at std 4 / n, the branch at a m_L^-alpha."""
+  row = get_parametrization(row_of(family, own.depths[0]))
   return {'learning_rate': rate, 'activation_scale': function.scale,
-          'branch_scale': a * (depth / own.depths[0]) ** -family.alpha,
+          'branch_scale': a * row.branch_multiplier(depth),
           'readout_scale': 4 * (width or own.width) ** -0.5}
 
 
@@ -226,13 +153,21 @@ def cohorts(config: Any):
   guess = sweeps.guessing(config.classes)
   functions = list(dict.fromkeys(FAMILIES[name].function for name in own.families))
   rows = yield [tuning(config, name) for name in functions]
+  wider = []
+  for name in functions:
+    beyond = {float(a): sweeps.widened(sweeps.sweep(found, guess), WIDENED)
+              for a, found in rows[rows.family == name].groupby('a')}
+    if any(beyond.values()):
+      wider.append(tuning(config, name, f'tune-{name}-wider', beyond))
+  if wider:
+    rows = pd.concat([rows, (yield wider)])
   a_of = {name: chosen(rows[rows.family == name], guess)[0] for name in functions}
   base, deepest = own.depths[0], own.depths[-1]
 
   def swept(name: str, depth: int, octaves: Sequence[float], run: str) -> Cohort:
     family = FAMILIES[name]
     function = FUNCTIONS[family.function]
-    return cohort(config, run, model(own, function, family.row, depth), [
+    return cohort(config, run, model(config, function, family, depth), [
         member(config, 'sweep', name, family, function, depth, a_of[family.tuned_as], octave, s)
         for octave in octaves for s in range(own.seeds)])
 
@@ -256,24 +191,29 @@ def cohorts(config: Any):
   # ODE with a' = a ratio^1/2, eps likewise: depth-muP, its rates divided by ratio^1/2.
   ode, half = FAMILIES['ode'], math.log2(ratio) / 2
   controls = [
-      cohort(config, 'retuned', model(own, relu, ode.row, deepest), [
+      cohort(config, 'retuned', model(config, relu, ode, deepest), [
           member(config, 'retuned', 'ode', ode, relu, deepest, a * ratio ** 0.5,
                  float(octave - half), s) for octave in octaves for s in range(own.seeds)],
              eps=EPS * ratio ** 0.5),
-      cohort(config, 'relabelled', model(own, relu, HALF_ZERO.row, deepest), [
-          member(config, 'relabelled', 'half_zero', HALF_ZERO, relu, deepest, a,
+      cohort(config, 'relabelled', model(config, relu, HALF_ZERO, deepest), [
+          member(config, 'relabelled', COMPUTED, HALF_ZERO, relu, deepest, a,
                  float(octave - half), 0) for octave in octaves])]
   yield [*controls, *diversity(config), *maps(config)]
   yield measurements(config, a)
 
 
-def tuning(config: Any, name: str) -> Cohort:
-  """All a and rates of a function at the base depth, where all parametrizations are the same."""
+def tuning(config: Any, name: str, run: str = '',
+           octaves: Mapping[float, Sequence[float]] | None = None) -> Cohort:
+  """All a and rates of a function at the base depth, where all parametrizations are the same.
+
+  `octaves` are the rates of each a; by default they are the grid.
+  """
   own, function, family = config.depth, FUNCTIONS[name], Family(name)
   base = own.depths[0]
-  return cohort(config, f'tune-{name}', model(own, function, family.row, base), [
+  octaves = octaves or dict.fromkeys(own.multipliers, grid(own, name))
+  return cohort(config, run or f'tune-{name}', model(config, function, family, base), [
       member(config, 'tune', name, family, function, base, a, octave, s)
-      for a in own.multipliers for octave in grid(own, name) for s in range(own.seeds)])
+      for a, found in octaves.items() for octave in found for s in range(own.seeds)])
 
 
 def diversity(config: Any) -> list[Cohort]:
@@ -295,7 +235,7 @@ def diversity(config: Any) -> list[Cohort]:
             | {'activation_scale': gain}))
       *on_the_way, last = own.diversity_marks
       found.append(cohort(config, f'diversity-{name}-{depth}',
-                          model(own, function, family.row, depth), members, steps=last,
+                          model(config, function, family, depth), members, steps=last,
                           evaluate_at=tuple(on_the_way), keep_at=tuple(on_the_way)))
   return found
 
@@ -308,11 +248,12 @@ def maps(config: Any) -> list[Cohort]:
   for depth in own.map_depths:
     centre = own.map_points // 2
     members = [
-        member(config, 'map', name, family, function, depth, 2.0 ** (i - centre),
-               -8.0 + (j - centre), s, width=own.map_width)
+        member(config, 'map', name, family, function, depth,
+               2.0 ** (own.map_multiplier + i - centre),
+               own.map_octave + own.map_step * (j - centre), s, width=own.map_width)
         for i in range(own.map_points) for j in range(own.map_points)
         for s in range(own.map_seeds)]
-    found.append(cohort(config, f'map-{depth}', model(own, function, family.row, depth,
+    found.append(cohort(config, f'map-{depth}', model(config, function, family, depth,
                                                       own.map_width),
                         members, steps=own.map_steps))
   return found
@@ -330,7 +271,7 @@ def measurements(config: Any, a: float) -> list[Measurement]:
     numbers = hp(own, family, function, depth, a, 0.0)
     del numbers['learning_rate']
     return {'family': name, 'depth': depth, 'a': a, 'hp': numbers,
-            'model': dataclasses.asdict(model(own, function, family.row, depth))}
+            'model': dataclasses.asdict(model(config, function, family, depth))}
 
   return [
       Measurement(f'{PART}-start', measured.measure_start, {
@@ -346,6 +287,15 @@ def measurements(config: Any, a: float) -> list[Measurement]:
                   seconds=60)]
 
 
+def check_gradient(name: str) -> None:
+  """Refuses what has no cosine that could be predicted."""
+  from model_lib.activations import get_activation
+  found = get_activation(name)
+  if found.kind != 'pointwise' or not 0 < found.moments().slope_second < math.inf:
+    raise UserError(f'config.depth.gradient_functions: {name} is not a pointwise function with a '
+                    "finite E f'^2 > 0")
+
+
 def check(config: Any) -> None:
   """Refuses depths, families and grids that the claims cannot be computed from."""
   own = config.depth
@@ -355,14 +305,16 @@ def check(config: Any) -> None:
                       'it')
   if len(own.depths) < 3 or any(b != 2 * a for a, b in zip(own.depths, own.depths[1:])):
     raise UserError('config.depth.depths: at least three, each twice the one before')
-  for name in ('multipliers', 'diversity_depths', 'diversity_marks'):
+  for name in ('families', 'diversity_arms', 'gradient_functions'):
+    values = getattr(own, name)
+    if len(values) != len(set(values)):
+      raise UserError(f'config.depth.{name}: must not repeat a name')
+  for name in ('multipliers', 'diversity_depths', 'diversity_marks', 'map_depths'):
     values = getattr(own, name)
     if list(values) != sorted(set(values)):
       raise UserError(f'config.depth.{name}: must ascend without repetition')
   if any(depth % 64 for depth in own.diversity_depths):
     raise UserError('config.depth.diversity_depths: must be multiples of 64, the smallest distance '
                     'being 1/64')
-  if own.gradient_functions:
-    from model_lib.activations import get_activation
-    for name in own.gradient_functions:
-      get_activation(name)
+  for name in own.gradient_functions:
+    check_gradient(name)

@@ -8,7 +8,8 @@ import math
 import numpy as np
 
 from experiments.parts import sweeps
-from experiments.parts.depth_cohorts import FAMILIES, chosen
+from experiments.parts.depth_cohorts import chosen
+from experiments.parts.depth_families import COMPUTED, FAMILIES
 from experiments.parts.sweeps import Sweep
 from model_lib.analysis.statistics import Interval
 
@@ -43,9 +44,22 @@ class Found(sweeps.Found):
         found[name, int(depth)] = sweeps.sweep(each, self.guess)
     return found
 
+  @property
+  def shown(self) -> tuple[str, ...]:
+    """Families of the tables and figures: those that were swept, and what is computed of them.
+
+    (1/2, 0) is a relabelling of depth-muP only where the blocks alone are trained.
+    """
+    computed = () if self.config.depth.train_io else (COMPUTED,)
+    return tuple(dict.fromkeys(['depth_mup', *computed, *self.config.depth.families]))
+
+  def sweep(self, name: str, depth: int) -> Sweep:
+    """The runs that a family is read from; their rates are its own less `shift` octaves."""
+    return self.sweeps['depth_mup' if name == COMPUTED else name, depth]
+
   def best(self, name: str, depth: int) -> np.ndarray:
     """[S]: log-losses at the best rate."""
-    found = self.sweeps[name, depth]
+    found = self.sweep(name, depth)
     return found.losses[found.best]
 
   def paired(self, one: str, two: str) -> list[tuple[int, np.ndarray, np.ndarray]]:
@@ -58,34 +72,25 @@ class Found(sweeps.Found):
   def shift(self, name: str, source: int, target: int) -> float:
     """Octaves to add to a rate of a family where its own runs are those of another's labels.
 
-    half_zero is computed from depth_mup: a rate eta of (1/2, 0) is eta (L / L_b)^1/2 there.
+    COMPUTED is read from depth_mup: a rate eta of (1/2, 0) is eta (L / L_b)^1/2 there.
     """
-    return 0.5 * math.log2(target / source) if name == 'half_zero' else 0.0
+    return 0.5 * math.log2(target / source) if name == COMPUTED else 0.0
 
   def regret(self, name: str, source: int, target: int) -> np.ndarray | None:
     """[S]: of the rate tuned at one depth, at another.
 
     None where it is beside the grid, or where no run of one of them learned.
     """
-    runs = 'depth_mup' if name == 'half_zero' else name
-    tuned = self.sweeps[runs, source]
-    if not (self.learned(runs, source) and self.learned(runs, target)):
+    if not (self.learned(name, source) and self.learned(name, target)):
       return None
+    tuned = self.sweep(name, source)
     octave = tuned.octaves[tuned.best] + self.shift(name, source, target)
-    return self.sweeps[runs, target].regret(octave)
+    return self.sweep(name, target).regret(octave)
 
   def bootstrapped_regret(self, name: str, source: int, target: int) -> Interval:
-    """The mean regret with its bootstrap interval over seeds, both rates chosen anew every time."""
-    runs = 'depth_mup' if name == 'half_zero' else name
-    first, last = self.sweeps[runs, source], self.sweeps[runs, target]
-    moved = self.shift(name, source, target)
-
-    def statistic(seeds):
-      tuned, found = first.drawn(seeds), last.drawn(seeds)
-      regret = found.regret(tuned.octaves[tuned.best] + moved)
-      return math.nan if regret is None else regret.mean()
-
-    return sweeps.over_seeds(statistic, len(first.seeds))
+    """`sweeps.mean_regret` of the rate tuned at one depth, at another."""
+    return sweeps.mean_regret(self.sweep(name, source), self.sweep(name, target),
+                              self.shift(name, source, target))
 
   def at_edge(self, *names: str) -> list[str]:
     """Sweeps of these families whose best rate is the first or the last."""
@@ -94,7 +99,7 @@ class Found(sweeps.Found):
 
   def learned(self, name: str, depth: int) -> bool:
     """Whether some rate is better than guessing; else a sweep has no best one."""
-    return bool(self.sweeps[name, depth].mean.min() < math.log(self.guess) - NOTHING)
+    return bool(self.sweep(name, depth).mean.min() < math.log(self.guess) - NOTHING)
 
   def exponent(self) -> Interval:
     """gamma-hat: minus the slope of log2 of (1/2, 0)'s best rate against log2 L, deepest three."""
@@ -103,7 +108,7 @@ class Found(sweeps.Found):
 
     def statistic(seeds):
       minima = [self.sweeps['depth_mup', depth].drawn(seeds).minimum()
-                - self.shift('half_zero', self.depths[0], depth) for depth in deepest]
+                - self.shift(COMPUTED, self.depths[0], depth) for depth in deepest]
       return -sweeps.slope(octaves, minima)
 
     return sweeps.over_seeds(statistic, len(self.sweeps['depth_mup', deepest[0]].seeds))

@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 
 from experiments.parts import sweeps
-from experiments.parts.depth_cohorts import FUNCTIONS, PAIRS, TOLERANCE
+from experiments.parts.depth_cohorts import TOLERANCE
+from experiments.parts.depth_families import COMPUTED, FUNCTIONS, PAIRS
 from experiments.parts.depth_found import Found
 from launch.study.tables import Column, Table, fixed, integer, interval, significant
 from model_lib.analysis import statistics
 
-COMPUTED = 'half_zero'  # from the runs of depth_mup
 NAMES = {
     'depth_mup': 'depth-muP', COMPUTED: '(1/2, 0)', 'ode': 'ODE', 'sp': 'standard',
     'abs': 'abs', 'abs_matched': 'abs, matched', 'abs_same': 'abs, matched, same a',
@@ -71,10 +71,9 @@ def tuning_table(own: Found, dataset: str) -> Table:
 def depth_table(own: Found, dataset: str) -> Table:
   """Best learning rate and lowest log-loss of every family by depth."""
   listed, base = [], own.depths[0]
-  for name in dict.fromkeys(['depth_mup', COMPUTED, *own.config.depth.families]):
-    runs = 'depth_mup' if name == COMPUTED else name
+  for name in own.shown:
     for depth in own.depths:
-      found = own.sweeps[runs, depth]
+      found = own.sweep(name, depth)
       moved = own.shift(name, base, depth)
       best = statistics.mean_interval(found.losses[found.best])
       low, high = sweeps.over_seeds(lambda s, f=found: f.drawn(s).minimum(),
@@ -83,7 +82,7 @@ def depth_table(own: Found, dataset: str) -> Table:
           'family': NAMES[name], 'depth': depth, 'octave': found.octaves[found.best] - moved,
           'argmin': found.minimum() - moved, 'argmin_interval': (low - moved, high - moved),
           'loss': best.mean, 'loss_interval': (best.low, best.high), 'n': best.n,
-          'edge': ('no run learned' if not own.learned(runs, depth) else
+          'edge': ('no run learned' if not own.learned(name, depth) else
                    'edge' if found.at_edge else '')})
   columns = (Column('family', 'family', right=False), Column('depth', 'L', format=integer()),
              Column('octave', 'best log2 rate', format=fixed(1)),
@@ -106,13 +105,12 @@ def depth_table(own: Found, dataset: str) -> Table:
 def regret_table(own: Found, dataset: str) -> Table:
   """What the deepest network loses by the rate of shallower ones."""
   deepest, listed = own.depths[-1], []
-  for name in dict.fromkeys(['depth_mup', COMPUTED, *own.config.depth.families]):
+  for name in own.shown:
     for source in dict.fromkeys((own.depths[-3], own.depths[0])):
       regret = own.regret(name, source, deepest)
       found = sweeps.mean_of(regret)
-      runs = 'depth_mup' if name == COMPUTED else name
       drift = None if regret is None else (
-          own.sweeps[runs, deepest].minimum() - own.sweeps[runs, source].minimum()
+          own.sweep(name, deepest).minimum() - own.sweep(name, source).minimum()
           - own.shift(name, source, deepest))
       listed.append({'family': NAMES[name], 'source': source, 'regret': found.mean,
                      'interval': (found.low, found.high), 'drift': drift, 'n': found.n,

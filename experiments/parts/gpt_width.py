@@ -12,10 +12,10 @@ import pandas as pd
 
 from experiments.measurements import depth_mup as measured
 from experiments.parts import sweeps
-from experiments.parts.depth import MIN_SEEDS, shown, verdict
 from experiments.parts.depth_cohorts import SEEDS
 from experiments.parts.sweeps import Sweep
-from experiments.parts.width import regret, swept_columns, swept_row, transfers
+from experiments.parts.transfers import regret, swept_columns, swept_row, transfers
+from experiments.parts.verdicts import MIN_SEEDS, shown, verdict
 from launch.study import Measurement, Report, Run, field
 from launch.study.claims import Outcome
 from launch.study.tables import Column, Table, integer, interval, significant
@@ -35,8 +35,8 @@ class Gpt:
   """Small language models."""
 
   text: str = field('pystdlib', 'A prepared text.')
-  vocabulary: int = field(256, 'Its different tokens: what guessing costs bounds every loss that is '
-                          'compared.', low=2)
+  vocabulary: int = field(256, 'Its different tokens: what guessing costs bounds every loss that '
+                          'is compared.', low=2)
   window: int = field(128, 'Tokens per window.', low=8)
   dims: tuple[int, ...] = field((64, 128, 256, 512), 'Widths, ascending; the first is the base '
                                 'width.', low=2)
@@ -60,8 +60,8 @@ def gpt(own: Gpt, row: str, dim: int) -> ModelSpec:
 
   base = own.dims[0]
   name = 'sp' if row == 'sp' else f'mup(base_head_dim={own.head_dim})'
-  return ModelSpec('gpt', {**sizes(dim), 'depth': own.depth, 'parametrization': name}, sizes(base),
-                   sizes(2 * base))
+  return ModelSpec('gpt', {**sizes(dim), 'depth': own.depth, 'vocab': own.vocabulary,
+                           'parametrization': name}, sizes(base), sizes(2 * base))
 
 
 def cohorts(config: Any):

@@ -121,6 +121,24 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
   return float(np.polyfit(np.asarray(x, float), np.asarray(y, float), 1)[0])
 
 
+def mean_regret(first: Sweep, last: Sweep, moved: float = 0.0) -> Interval:
+  """Mean regret at `last` of the best point of `first`, with its bootstrap interval over seeds.
+
+  In every draw both best points are chosen anew: over fixed ones the interval of a regret is a
+  single 0 where the places agree. nan where the point lies beside the grid, limits nan where it
+  does in a draw.
+
+  Args:
+    moved: octaves to add to the point.
+  """
+  def statistic(seeds):
+    tuned, found = first.drawn(seeds), last.drawn(seeds)
+    regret = found.regret(tuned.octaves[tuned.best] + moved)
+    return math.nan if regret is None else regret.mean()
+
+  return over_seeds(statistic, len(first.seeds))
+
+
 def widened(found: Sweep, count: int) -> list[float]:
   """`count` more points beyond the edge at which the best one lies; none where it lies inside."""
   if not found.at_edge or len(found.octaves) < 2:

@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 
 from experiments.parts import sweeps
-from experiments.parts.depth import MIN_SEEDS, REGRET, SEPARATION, checked, shown, verdict
 from experiments.parts.sweeps import Sweep
+from experiments.parts.transfers import problem_of, regret, swept_columns, swept_row, transfers
+from experiments.parts.verdicts import (BESIDE, MIN_SEEDS, REGRET, SEPARATION, checked, missing,
+                                        shown, verdict)
 from experiments.parts.width_cohorts import DECAYS, PART, ROWS, check, cohorts, decay_octave
 from launch.study import Report, Run
 from launch.study.claims import Outcome
@@ -24,7 +26,6 @@ __all__ = ['check', 'cohorts', 'report']
 
 NAMES = {'share': 'share', 'notebook': 'published, as in the notebook',
          'correct': 'published, right sum'}
-BESIDE = 'the transferred point lies beside the grid'
 KEPT, LOST = 0.2, 0.5  # of the decay that the base width has
 SLOPE = 0.1  # of the second-order share against depth
 ROUNDING = 1e-12  # below which a number in float64 that should be of order 1e-5 is none
@@ -50,47 +51,6 @@ class Found(sweeps.Found):
   @functools.cached_property
   def multiplier(self) -> dict[int, Sweep]:
     return {depth: found for (_, depth), found in self.of('multiplier', 'depth').items()}
-
-
-def regret(found: Mapping[tuple[str, int], Sweep], family: str, source: int, target: int
-           ) -> np.ndarray | None:
-  """[S]: at one size, of the point tuned at another."""
-  tuned = found[family, source]
-  return found[family, target].regret(tuned.octaves[tuned.best])
-
-
-def missing() -> Interval:
-  """No value."""
-  return Interval(math.nan, math.nan, math.nan, 0, math.nan)
-
-
-def problem_of(found: Mapping[tuple[str, int], Sweep], *families: str) -> str:
-  """Why a claim on the sweeps of these families cannot be tested, or ''."""
-  seeds = len(next(iter(found.values())).seeds)
-  if seeds < MIN_SEEDS:
-    return f'{seeds} seeds, {MIN_SEEDS} are needed'
-  edges = [f'{name} {size}' for (name, size), each in found.items()
-           if name in families and each.at_edge]
-  return f'the best point lies at an edge of the grid: {", ".join(edges)}' if edges else ''
-
-
-def transfers(found: Mapping[tuple[str, int], Sweep], sp: str, mup: str, first: int, last: int,
-              claims: tuple[str, str]) -> dict[str, Outcome]:
-  """Regret of muP from one size to another, and how much more the standard parametrization has."""
-  one, other = claims
-  regrets = {family: regret(found, family, first, last) for family in (sp, mup)}
-  drift = ', '.join(
-      f'{family} {found[family, last].minimum() - found[family, first].minimum():+.2f}'
-      for family in (sp, mup))
-  note, beside = f'octaves by which the fitted rate drifts: {drift}', BESIDE
-  if regrets[mup] is None:
-    return {claim: verdict(False, missing(), '', beside) for claim in claims}
-  own = sweeps.mean_of(regrets[mup])
-  outcome = {one: verdict(own.mean <= REGRET, own, note, problem_of(found, mup))}
-  if regrets[sp] is None:
-    return outcome | {other: verdict(False, missing(), '', beside)}
-  gap = statistics.paired_difference(regrets[sp], regrets[mup])
-  return outcome | {other: verdict(gap.low > 0, gap, note, problem_of(found, sp, mup))}
 
 
 def outcomes(rows: pd.DataFrame, config: Any) -> dict[str, Outcome]:
@@ -161,7 +121,8 @@ def multiplier(own: Found) -> dict[str, Outcome]:
   problem = problem_of({('', depth): own.multiplier[depth] for depth in (source, deepest)}, '')
   if one is None or shifted is None:
     return {'multiplier_transfers': verdict(False, missing(), '', problem or BESIDE)}
-  mean, gap = sweeps.mean_of(one), statistics.paired_difference(shifted, one)
+  mean = sweeps.mean_regret(tuned, own.multiplier[deepest])
+  gap = statistics.paired_difference(shifted, one)
   note = ', '.join(f'L={depth} {own.multiplier[depth].minimum():+.2f}' for depth in depths)
   return {'multiplier_transfers': verdict(
       mean.mean <= REGRET and gap.mean >= SEPARATION, mean,
@@ -242,26 +203,6 @@ def all_tables(own: Found, dataset: str) -> list[Table]:
   if (own.rows.phase == 'second').any():
     found += [second_table(own.rows)]
   return [table for table in found if table.rows]
-
-
-def swept_row(each: Sweep, lost: np.ndarray | None) -> dict[str, Any]:
-  """What every table of sweeps says of one."""
-  best, regrets = statistics.mean_interval(each.losses[each.best]), sweeps.mean_of(lost)
-  return {'octave': each.octaves[each.best], 'argmin': each.minimum(), 'loss': best.mean,
-          'loss_interval': (best.low, best.high), 'regret': regrets.mean,
-          'regret_interval': (regrets.low, regrets.high), 'n': best.n,
-          'edge': 'edge' if each.at_edge else ''}
-
-
-def swept_columns(swept: str) -> tuple[Column, ...]:
-  """The columns of `swept_row`."""
-  return (Column('octave', f'best log2 {swept}', format=fixed(1)),
-          Column('argmin', 'fitted', format=fixed(2)),
-          Column('loss', 'log-loss', 'ln nats', fixed(2)),
-          Column('loss_interval', '95 %', format=interval(2)),
-          Column('regret', 'regret', 'ln nats', fixed(2)),
-          Column('regret_interval', '95 %', format=interval(2)),
-          Column('n', 'n', format=integer()), Column('edge', 'note', right=False))
 
 
 def transfer_table(own: Found, dataset: str) -> Table:

@@ -9,7 +9,8 @@ from typing import Any
 
 from experiments.measurements import depth_mup as measured
 from experiments.parts import sweeps
-from experiments.parts.depth_cohorts import FAMILIES, FUNCTIONS, SEEDS, hp, model, optimizer
+from experiments.parts.depth_cohorts import SEEDS, hp, model, optimizer
+from experiments.parts.depth_families import FAMILIES, FUNCTIONS
 from launch.study import Measurement, field
 from model_lib.errors import UserError
 from model_lib.training.cohort import Cohort, Member, ModelSpec, OptimizerSpec
@@ -37,7 +38,8 @@ class Width:
   steps: int = field(500, 'Optimizer steps of a run.', low=8)
   batch_size: int = field(64, 'Examples per step.', low=1)
   random_labels: bool = field(True, 'Train on permuted labels, to be memorized.')
-  decay: float = field(0.5, 'Weight decay of the comparison of its forms; 0 leaves it out.', low=0)
+  decay: float = field(0.5, 'Weight decay of the comparison of its forms, which should take about '
+                       'half a nat in all steps at the middle rate; 0 leaves it out.', low=0)
   decay_widths: tuple[int, ...] = field((64, 512), 'Its widths, ascending.', low=2)
   multiplied: bool = field(True, 'Sweep the multiplier a of depth-muP.')
   multiplier_depths: tuple[int, ...] = field((4, 16, 64), 'Depths of this sweep; the first is the '
@@ -52,15 +54,17 @@ class Width:
                                low=0)
 
 
-def mlp(own: Width, row: str, width: int) -> ModelSpec:
+def mlp(config: Any, row: str, width: int) -> ModelSpec:
   """An MLP under a row, relative to the first width."""
+  own = config.width
+
   def widths(n: int) -> list[int]:
     return [n] * own.layers
 
   base = own.widths[0]
   return ModelSpec('mlp', {'widths': widths(width), 'activation': own.activation,
-                           'parametrization': row}, {'widths': widths(base)},
-                   {'widths': widths(2 * base)})
+                           'num_classes': config.classes, 'parametrization': row},
+                   {'widths': widths(base)}, {'widths': widths(2 * base)})
 
 
 def seed_of(config: Any, number: int) -> int:
@@ -102,7 +106,7 @@ def cohorts(config: Any):
   own, guess = config.width, sweeps.guessing(config.classes)
 
   def transfer(name: str, row: str, width: int, octaves: Sequence[float], run: str) -> Cohort:
-    return cohort(config, run, mlp(own, row, width), [
+    return cohort(config, run, mlp(config, row, width), [
         member(config, 'transfer', f'{name} {row}', width, octave, s)
         for octave in octaves for s in range(own.seeds)], OptimizerSpec(name, eps=1e-12))
 
@@ -122,7 +126,12 @@ def cohorts(config: Any):
   asked = [*decayed, *(multiplied(config, depth) for depth in own.multiplier_depths
                        if own.multiplied)]
   if asked:
-    yield asked
+    rows = yield asked
+    rows = rows[rows.phase == 'multiplier']
+    wider = [multiplied(config, int(depth), beyond) for depth, found in rows.groupby('depth')
+             if (beyond := sweeps.widened(sweeps.sweep(found, guess), 4))]
+    if wider:
+      yield wider
   yield [
       *([Measurement(f'{PART}-kept', measured.measure_kept, {
           'runs': [c.name for c in decayed], 'without': NONE, 'layer': 'hidden_1',
@@ -143,7 +152,7 @@ def decaying(config: Any, form: str, width: int) -> Cohort:
   own = config.width
   octaves = grid(own, 'adam')
   decay = own.decay * {'independent': 2.0 ** decay_octave(own), NONE: 0.0}.get(form, 1.0)
-  return cohort(config, f'decay-{form}-{width}', mlp(own, 'mup', width), [
+  return cohort(config, f'decay-{form}-{width}', mlp(config, 'mup', width), [
       member(config, 'decay', form, width, octave, s, weight_decay=decay)
       for octave in octaves for s in range(own.seeds)],
                 OptimizerSpec('adam', eps=1e-12, decayed='kernels',
@@ -151,32 +160,40 @@ def decaying(config: Any, form: str, width: int) -> Cohort:
                 evaluate_at=(1,), keep_at=(1,))
 
 
-def multiplied(config: Any, depth: int) -> Cohort:
-  """The multiplier a of depth-muP swept at one learning rate."""
-  own, deep = config.width, dataclasses.replace(config.depth, depths=config.width.multiplier_depths)
+def multiplied(config: Any, depth: int, wider: Sequence[float] = ()) -> Cohort:
+  """The multiplier a of depth-muP swept at one learning rate; `wider` replaces the grid."""
+  own = config.width
+  deep = dataclasses.replace(config.depth, depths=own.multiplier_depths)
   family, function = FAMILIES['depth_mup'], FUNCTIONS['relu']
   rate = 2.0 ** own.multiplier_octave
   members = []
-  for octave in sweeps.octaves(own.multiplier_lowest, own.multipliers):
+  for octave in wider or sweeps.octaves(own.multiplier_lowest, own.multipliers):
     for s in range(own.seeds):
       seed = seed_of(config, s)
       members.append(Member(
           {'part': PART, 'phase': 'multiplier', 'family': 'depth_mup', 'depth': depth,
            'a': 2.0 ** octave, 'octave': octave, 'learning_rate': rate, 'seed': s}, seed, seed, 0,
           hp(deep, family, function, depth, 2.0 ** octave, rate), (s + 1) * own.random_labels))
-  return cohort(config, f'multiplier-{depth}', model(deep, function, family.row, depth), members,
+  network = model(dataclasses.replace(config, depth=deep), function, family, depth)
+  return cohort(config, f'multiplier-{depth}' + '-wider' * bool(wider), network, members,
                 optimizer(deep))
 
 
 def check(config: Any) -> None:
   """Refuses sizes that the claims cannot be computed from."""
-  from model_lib.activations import get_activation
+  from model_lib import models
   own = config.width
-  get_activation(own.activation)
+  models.build('mlp', **mlp(config, 'sp', own.widths[0]).arguments)
+  if len(own.optimizers) != len(set(own.optimizers)):
+    raise UserError('config.width.optimizers: must not repeat a name')
   for name in ('widths', 'decay_widths', 'multiplier_depths', 'second_depths'):
     values = getattr(own, name)
     if len(values) < 2 or list(values) != sorted(set(values)):
       raise UserError(f'config.width.{name}: at least two, ascending without repetition')
+  first, last = own.multiplier_depths[-2:]
+  if last != 4 * first:
+    raise UserError('config.width.multiplier_depths: the last must be four times the one before, '
+                    f'not {last} and {first}')
   if own.decay and own.decay_widths[0] != own.widths[0]:
     raise UserError('config.width.decay_widths: must begin at the base width, '
                     f'{own.widths[0]}, where all forms of the decay are the same')

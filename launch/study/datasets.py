@@ -139,8 +139,8 @@ class StudyData:
 
     Raises:
       UserError: there is no such model or optimizer or the parametrization does not fit it, its
-        vocabulary is given and not that of the text, a member asks for a split that the study does
-        not make, or a batch is larger than the training split.
+        vocabulary or number of classes is given and not that of the data, a member asks for a
+        split that the study does not make, or a batch is larger than the training split.
     """
     model, labels = self.build(cohort.model, cohort.optimizer), None
     if isinstance(model, Parametrized):
@@ -152,6 +152,11 @@ class StudyData:
       raise UserError(f'cohort {cohort.name}: its model has a vocabulary of {vocab} tokens, and '
                       f'{self.dataset.name} has {self.dataset.vocab}; prepare the text in the '
                       "tokens of the model (python -m data.prepare has --tokenizer), or take another")
+    classes = cohort.model.arguments.get('num_classes', self.dataset.num_classes)
+    if classes != self.dataset.num_classes:
+      raise UserError(f'cohort {cohort.name}: its model tells {classes} classes apart, and '
+                      f'{self.dataset.name} has {self.dataset.num_classes}; set the number of '
+                      'classes in the config to that of the data')
     for member in cohort.members:
       if not 0 <= member.split < len(self.splits):
         raise UserError(f'cohort {cohort.name}: split {member.split} of {len(self.splits)}')

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from experiments import depth_mup as study
-from experiments.parts import depth, depth_cohorts, sweeps
+from experiments.parts import depth, depth_cohorts, depth_families, sweeps, width_cohorts
 from launch.study import Measurement
 from launch.study import config as config_lib
 from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED
@@ -106,9 +106,9 @@ def test_families_differ_in_the_factors_of_their_blocks_alone():
 
 def test_the_gain_gives_abs_the_variance_of_relu():
   z = np.random.default_rng(0).normal(size=2_000_000)
-  relu, own = (depth_cohorts.FUNCTIONS[name].scale for name in ('relu', 'abs_matched'))
+  relu, own = (depth_families.FUNCTIONS[name].scale for name in ('relu', 'abs_matched'))
   assert np.var(own * np.abs(z)) == pytest.approx(np.var(relu * np.maximum(z, 0)), rel=5e-3)
-  assert depth_cohorts.FUNCTIONS['abs'].scale == 1.0 != pytest.approx(own, rel=0.1)
+  assert depth_families.FUNCTIONS['abs'].scale == 1.0 != pytest.approx(own, rel=0.1)
 
 
 def planted_cohorts(config: study.Config, bowl) -> list[list]:
@@ -157,6 +157,13 @@ def test_presets_can_be_planned():
     ({'depth__multipliers': (1.0, 0.5)}, 'config.depth.multipliers: must ascend'),
     ({'depth__diversity_depths': (64, 100)}, 'config.depth.diversity_depths: must be multiples'),
     ({'depth__gradient_functions': ('gleu',)}, 'gleu'),
+    ({'depth__gradient_functions': ('softmax',)}, 'softmax is not a pointwise function'),
+    ({'depth__gradient_functions': ('binary_step',)}, 'binary_step is not a pointwise function'),
+    ({'depth__gradient_functions': ('relu', 'relu')}, 'config.depth.gradient_functions: must not'),
+    ({'parts': ('depth', 'depth')}, 'config.parts: must not repeat'),
+    ({'width__optimizers': ('adam', 'adam')}, 'config.width.optimizers: must not repeat'),
+    ({'width__activation': 'softmax'}, 'softmax'),
+    ({'width__multiplier_depths': (4, 6)}, 'config.width.multiplier_depths: the last must be four'),
     ({'width__widths': (64,)}, 'config.width.widths: at least two'),
     ({'width__decay_widths': (128, 256)}, 'config.width.decay_widths: must begin at'),
     ({'width__activation': 'reluu'}, 'reluu')])
@@ -164,6 +171,50 @@ def test_what_cannot_be_compared_is_refused_in_one_line(changes, line):
   with pytest.raises(UserError, match=line) as error:
     study.check(resolved(**changes))
   assert '\n' not in str(error.value)
+
+
+def test_every_multiplier_is_widened_before_one_is_chosen():
+  config = resolved(depth__families=('depth_mup', 'ode'))
+
+  def bowl(tags):
+    edge = tags['phase'] == 'tune' and tags['a'] == 4.0
+    return 0.5 * (tags['octave'] + (11.5 if edge else 8)) ** 2 - (4 if edge else 3)
+
+  stages = planted_cohorts(config, bowl)
+  assert [c.name for c in stages[1]] == ['depth-tune-relu-wider']
+  assert sorted({(m.tags['a'], m.tags['octave']) for m in stages[1][0].members}) == [
+      (4.0, -12.5), (4.0, -12.0), (4.0, -11.5), (4.0, -11.0)]
+  assert {m.tags['a'] for c in stages[2] for m in c.members} == {4.0}
+
+
+def test_the_multiplier_of_the_width_part_is_widened():
+  config = resolved(width__optimizers=('sgd',), width__decay=0.0)
+
+  def loss(tags):
+    at = {'transfer': -2.0, 'multiplier': 3.5 if tags.get('depth') == 16 else 0.0}[tags['phase']]
+    return {'last_loss': math.exp(0.5 * (tags['octave'] - at) ** 2 - 3), 'diverged_step': -1}
+
+  stages = played(width_cohorts.cohorts(config), loss)
+  assert [c.name for c in stages[2]] == ['width-multiplier-16-wider']
+  assert sorted({m.tags['octave'] for m in stages[2][0].members}) == [3.0, 3.5, 4.0, 4.5]
+  assert {m.hp['branch_scale'] for m in stages[2][0].members} == {
+      2.0 ** octave / 2 for octave in (3.0, 3.5, 4.0, 4.5)}
+
+
+def test_the_map_of_the_paper_has_the_window_of_its_figure():
+  """log2 a from .5 to 13.5, log2(rate / 1e-3) from -7 to -.5 (Fig. 7)."""
+  members = cohorts(resolved('paper'))['depth-map-2'].members
+  a, octaves = ({m.tags[key] for m in members} for key in ('a', 'octave'))
+  assert [math.log2(f(a)) for f in (min, max)] == pytest.approx([0.5, 13.5])
+  assert [f(octaves) - math.log2(1e-3) for f in (min, max)] == pytest.approx([-7, -0.5], abs=0.05)
+
+
+def test_decay_is_half_a_nat_in_every_preset():
+  """At the rate where all its forms are the same, over all steps."""
+  for preset in ('cpu', 'gpu', 'paper'):
+    own = resolved(preset).width
+    total = own.decay * 2.0 ** width_cohorts.decay_octave(own) * own.steps
+    assert total == pytest.approx(0.49, abs=0.01), preset
 
 
 # Verdicts of the depth part.
@@ -192,9 +243,13 @@ class Deep:
   plain: float = 0.1
   turns: tuple[float, float] = (-2.0, -1.0)
   wiggle: float = 0.02
+  train_io: bool = False
+  silent: float | None = None  # log-loss of depth-muP at the largest depth
+  centre: float = -8.0  # octave of the lowest log-losses
 
   def config(self) -> study.Config:
     return resolved(depth__seeds=self.seeds, depth__depths=self.depths,
+                    depth__train_io=self.train_io,
                     depth__families=('depth_mup', 'ode', 'sp', 'abs_matched', *depth.PAIRS[1]))
 
   def rows(self) -> pd.DataFrame:
@@ -208,7 +263,7 @@ class Deep:
 
     def bowl(octave, L):
       k = math.log2(L / self.depths[0])
-      at = -10.5 if self.edge and L == self.depths[-1] else -8.0 + self.drift * k
+      at = -10.5 if self.edge and L == self.depths[-1] else self.centre + self.drift * k
       return 0.6 * (octave - at) ** 2 - 1 - self.falls * k
 
     for seed in range(self.seeds):
@@ -219,6 +274,8 @@ class Deep:
             run('tune', name, self.depths[0], a, octave, seed, bowl(octave, self.depths[0]) + worse)
         for L in self.depths[1:]:
           loss = bowl(octave, L)
+          if self.silent is not None and L == self.depths[-1]:
+            loss = self.silent
           run('sweep', 'depth_mup', L, 1.0, octave, seed, loss)
           run('sweep', 'ode', L, 1.0, octave, seed, loss + self.ode + self.wiggle * seed)
           run('sweep', 'abs_matched', L, 1.0, octave, seed, loss + self.abs)
@@ -260,17 +317,21 @@ class Deep:
         add('gradients', None, predicted + off, activation=name, prenorm=prenorm,
             predicted=predicted)
     for L, slope in zip((2, 64), self.turns):
+      vertical = math.isinf(slope)
       for i in range(-3, 4):
         for j in range(-3, 4):
           # A valley along log2 a = slope * octave through the middle.
-          off = abs(i - slope * j) / math.hypot(1, slope)
+          off = abs(j) if vertical else abs(i - slope * j) / math.hypot(1, slope)
           rows.append({'part': 'depth', 'phase': 'map', 'family': 'two', 'depth': L,
                        'a': 2.0 ** i, 'octave': -8.0 + j, 'seed': 0, 'diverged_step': -1,
                        'last_loss': math.exp(off - 2)})
     return rows
 
+  def outcomes(self) -> dict[str, Any]:
+    return depth.outcomes(self.rows(), self.config())
+
   def verdicts(self) -> dict[str, str]:
-    return {k: v.verdict for k, v in depth.outcomes(self.rows(), self.config()).items()}
+    return {k: v.verdict for k, v in self.outcomes().items()}
 
 
 def test_every_depth_claim_has_an_outcome_and_passes_on_planted_rows():
@@ -305,7 +366,8 @@ def test_every_depth_claim_has_an_outcome_and_passes_on_planted_rows():
     ({'cosine': 0.04}, {'gradients_predicted'}),
     ({'plain': 0.01}, {'gradients_predicted'}),  # a control that does not miss
     ({'turns': (-1.2, -1.0)}, {'valley_turns'}),
-    ({'turns': (-2.0, -2.0)}, {'valley_turns'})])
+    ({'turns': (-2.0, -2.0)}, {'valley_turns'}),
+    ({'turns': (-2.0, 3.0)}, {'valley_turns'})])
 def test_a_depth_claim_fails_where_its_number_does(changes, failed):
   verdicts = Deep(**changes).verdicts()
   assert {k for k, v in verdicts.items() if v == NOT_REPRODUCED} == failed
@@ -316,11 +378,38 @@ def test_a_depth_claim_fails_where_its_number_does(changes, failed):
     ({'seeds': 3}, {'P1a', 'P1b'}),
     ({'seeds': 2}, {'P1a', 'P1b', 'P2', 'P3', 'P4', 'one_matrix_better'}),
     ({'edge': True}, {'P1a', 'P1b', 'P2', 'P4', 'one_matrix_better'}),
-    ({'moved': 0.2}, {'features_diverse', 'changes_diverse'})])
+    ({'moved': 0.2}, {'features_diverse', 'changes_diverse'}),
+    ({'turns': (-2.0, math.inf)}, {'valley_turns'}),
+    ({'train_io': True}, {'P1a', 'P1b', 'ode_retuned', 'relabelling_exact'}),
+    ({'depths': (4, 8, 16, 32)}, {'ode_retuned', 'relabelling_exact'}),
+    ({'centre': -5.5}, {'P1a'})])
 def test_a_depth_claim_is_not_testable_where_the_rows_cannot_carry_it(changes, untestable):
   verdicts = Deep(**changes).verdicts()
   assert {k for k, v in verdicts.items() if v == NOT_TESTABLE} == untestable
   assert verdicts['P6'] == (NOT_REPRODUCED if 'edge' in changes else REPRODUCED)
+
+
+def test_the_failure_of_sp_is_not_testable_where_nothing_learned():
+  """Without a family that learns at these depths the control is idle."""
+  outcome = Deep(silent=math.log(GUESS)).outcomes()['P5']
+  assert outcome.verdict == NOT_TESTABLE and 'did not learn at L=64' in outcome.note
+
+
+def test_under_train_io_nothing_is_computed_from_depth_mup():
+  found = {trained: depth.Found(Deep(train_io=trained).rows(), Deep(train_io=trained).config())
+           for trained in (False, True)}
+  assert 'half_zero' in found[False].shown and 'half_zero' not in found[True].shown
+
+
+def test_the_interval_of_a_regret_chooses_both_rates_anew():
+  """Over fixed ones it would be a single 0 here, where the means agree on a place."""
+  first = made([[0.0, 0.9], [0.4, 0.4], [1.0, 0.0]])  # by the mean the second, by seeds the others
+  last = made([[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
+  found = sweeps.mean_regret(first, last)
+  assert (first.best, last.best) == (1, 1)
+  assert found.mean == 0 and (found.low, found.high) == (0.0, 1.0) and found.n == 2
+  assert sweeps.mean_regret(first, last, 0.5).mean == 1.0
+  assert math.isnan(sweeps.mean_regret(first, last, 1.0).mean)
 
 
 def test_half_zero_is_depth_mup_relabelled():

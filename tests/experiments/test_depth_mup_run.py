@@ -52,7 +52,7 @@ def test_a_smoke_run_says_all_that_the_study_says(smoke, rows):
   for name in ('P1a', 'P1b', 'P2', 'P3', 'P5', 'features_diverse', 'W1', 'W2'):
     assert claims[name]['verdict'] == NOT_TESTABLE, claims[name]
   assert {path.stem for path in (smoke / 'figures').iterdir()} == {
-      'depth_learning_rates', 'depth_regret', 'feature_diversity', 'gradient_diversity',
+      'depth_learning_rates', 'depth_lowest', 'depth_regret', 'feature_diversity', 'gradient_diversity',
       'width_learning_rates', 'width_regret', 'second_order'}
   table = (smoke / 'table.md').read_text()
   for title in ('Multiplier and learning rate at L=1', 'Best learning rate by depth',
