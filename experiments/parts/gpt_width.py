@@ -14,7 +14,7 @@ from experiments.measurements import depth_mup as measured
 from experiments.parts import sweeps
 from experiments.parts.depth_cohorts import SEEDS
 from experiments.parts.sweeps import Sweep
-from experiments.parts.transfers import regret, swept_columns, swept_row, transfers
+from experiments.parts.transfers import beside, regret, swept_columns, swept_row, transfers
 from experiments.parts.verdicts import MIN_SEEDS, shown, verdict
 from launch.study import Measurement, Report, Run, field
 from launch.study.claims import Outcome
@@ -65,7 +65,10 @@ def gpt(own: Gpt, row: str, dim: int) -> ModelSpec:
 
 
 def cohorts(config: Any):
-  """Width transfer under Adam, wider where the best rate lies at an edge; the depth check."""
+  """Width transfer under Adam, wider where the best rate lies at an edge; the depth check.
+
+  The largest width also runs at the rate tuned at the smallest one.
+  """
   own: Gpt = config.gpt
 
   def transfer(row: str, dim: int, octaves, run: str) -> Cohort:
@@ -83,13 +86,18 @@ def cohorts(config: Any):
   grid = sweeps.octaves(own.lowest, own.rates)
   rows = yield [transfer(row, dim, grid, f'{row}-{dim}') for row in ('sp', 'mup')
                 for dim in own.dims]
-  wider = []
-  for (row, dim), found in rows.groupby(['family', 'width'], sort=False):
-    beyond = sweeps.widened(sweeps.sweep(found, sweeps.guessing(own.vocabulary)), 4)
+  guess, wider = sweeps.guessing(own.vocabulary), []
+  for (row, dim), found in sweeps_of(rows, guess).items():
+    beyond = sweeps.widened(found, 4)
     if beyond:
-      wider.append(transfer(row, int(dim), beyond, f'{row}-{int(dim)}-wider'))
+      wider.append(transfer(row, dim, beyond, f'{row}-{dim}-wider'))
   if wider:
-    yield wider
+    rows = pd.concat([rows, (yield wider)])
+  largest = own.dims[-1]
+  more = beside(sweeps_of(rows, guess), own.dims[0], largest)
+  if more:
+    yield [transfer(row, largest, [octave], f'{row}-{largest}-transferred')
+           for row, octave in more.items()]
   settings = f'base_depth={BASE_DEPTH}, base_head_dim={own.head_dim}'
   yield [Measurement(f'{PART}-moves', measured.measure_moves, {
       'rows': {name: row.format(settings) for name, row in DEPTH_ROWS.items()},

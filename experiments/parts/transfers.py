@@ -22,6 +22,13 @@ def regret(found: Mapping[tuple[str, int], Sweep], family: str, source: int, tar
   return found[family, target].regret(tuned.octaves[tuned.best])
 
 
+def beside(found: Mapping[tuple[str, int], Sweep], first: int, last: int) -> dict[str, float]:
+  """Family -> the point tuned at one size, for those whose sweep at the other lacks it."""
+  tuned = {name: each.octaves[each.best] for (name, size), each in found.items() if size == first}
+  return {name: float(octave) for name, octave in tuned.items()
+          if found[name, last].at(octave) is None}
+
+
 def problem_of(found: Mapping[tuple[str, int], Sweep], *families: str) -> str:
   """Why a claim on the sweeps of these families cannot be tested, or ''."""
   seeds = len(next(iter(found.values())).seeds)

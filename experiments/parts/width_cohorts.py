@@ -7,10 +7,13 @@ import dataclasses
 import math
 from typing import Any
 
+import pandas as pd
+
 from experiments.measurements import depth_mup as measured
 from experiments.parts import sweeps
 from experiments.parts.depth_cohorts import SEEDS, hp, model, optimizer
 from experiments.parts.depth_families import FAMILIES, FUNCTIONS
+from experiments.parts.transfers import beside
 from launch.study import Measurement, field
 from model_lib.errors import UserError
 from model_lib.training.cohort import Cohort, Member, ModelSpec, OptimizerSpec
@@ -102,7 +105,10 @@ def decay_octave(own: Width) -> float:
 
 
 def cohorts(config: Any):
-  """Width transfer, wider where the best rate lies at an edge; decay; multiplier; measurements."""
+  """Width transfer, wider where the best rate lies at an edge; decay; multiplier; measurements.
+
+  The largest width also runs at the rate tuned at the smallest one.
+  """
   own, guess = config.width, sweeps.guessing(config.classes)
 
   def transfer(name: str, row: str, width: int, octaves: Sequence[float], run: str) -> Cohort:
@@ -110,16 +116,26 @@ def cohorts(config: Any):
         member(config, 'transfer', f'{name} {row}', width, octave, s)
         for octave in octaves for s in range(own.seeds)], OptimizerSpec(name, eps=1e-12))
 
+  def swept(rows: pd.DataFrame) -> dict[tuple[str, int], sweeps.Sweep]:
+    return {(family, int(width)): sweeps.sweep(found, guess)
+            for (family, width), found in rows.groupby(['family', 'width'], sort=False)}
+
   rows = yield [transfer(name, row, width, grid(own, name), f'{name}-{row}-{width}')
                 for name in own.optimizers for row in ROWS for width in own.widths]
   wider = []
-  for (family, width), found in rows.groupby(['family', 'width'], sort=False):
-    beyond = sweeps.widened(sweeps.sweep(found, guess), 4)
+  for (family, width), found in swept(rows).items():
+    beyond = sweeps.widened(found, 4)
     if beyond:
       name, row = family.split()
-      wider.append(transfer(name, row, int(width), beyond, f'{name}-{row}-{int(width)}-wider'))
+      wider.append(transfer(name, row, width, beyond, f'{name}-{row}-{width}-wider'))
   if wider:
-    yield wider
+    rows = pd.concat([rows, (yield wider)])
+  largest = own.widths[-1]
+  more = {tuple(family.split()): octave
+          for family, octave in beside(swept(rows), own.widths[0], largest).items()}
+  if more:
+    yield [transfer(*family, largest, [octave], f'{"-".join(family)}-{largest}-transferred')
+           for family, octave in more.items()]
 
   decayed = [decaying(config, form, width) for form in (*DECAYS, NONE)
              for width in own.decay_widths] if own.decay else []

@@ -201,6 +201,19 @@ def test_the_multiplier_of_the_width_part_is_widened():
       2.0 ** octave / 2 for octave in (3.0, 3.5, 4.0, 4.5)}
 
 
+def test_the_largest_width_runs_at_the_rate_of_the_smallest():
+  config = resolved(width__optimizers=('adam',), width__decay=0.0, width__multiplied=False)
+  top = config.width.adam_lowest + (config.width.rates - 1) / 2
+
+  def loss(tags):
+    at = top + 1 if tags['width'] == 64 else -10.0
+    return {'last_loss': math.exp(0.3 * (tags['octave'] - at) ** 2 - 3), 'diverged_step': -1}
+
+  stages = played(width_cohorts.cohorts(config), loss)
+  assert [c.name for c in stages[2]] == [f'width-adam-{row}-512-transferred' for row in ('sp', 'mup')]
+  assert {m.tags['octave'] for c in stages[2] for m in c.members} == {top + 1}
+
+
 def test_the_map_of_the_paper_has_the_window_of_its_figure():
   """log2 a from .5 to 13.5, log2(rate / 1e-3) from -7 to -.5 (Fig. 7)."""
   members = cohorts(resolved('paper'))['depth-map-2'].members

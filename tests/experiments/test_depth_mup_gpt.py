@@ -12,6 +12,7 @@ from experiments import depth_mup as study
 from experiments.parts import gpt_width, sweeps
 from launch.study import config as config_lib
 from launch.study.claims import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED
+from tests.experiments.played import played
 
 
 @dataclasses.dataclass
@@ -78,6 +79,25 @@ def test_a_claim_fails_where_its_number_does(changes, failed):
 def test_a_claim_is_not_testable_where_the_rows_cannot_carry_it(changes, untestable):
   verdicts = Models(**changes).verdicts()
   assert {k for k, v in verdicts.items() if v == NOT_TESTABLE} == untestable
+
+
+def test_the_transferred_rate_is_run_where_the_large_one_lacks_it():
+  """Widening moves the small one's grid alone; then only that one point is added."""
+  config = Models().config()
+  own, top = config.gpt, config.gpt.lowest + (config.gpt.rates - 1) / 2
+
+  def loss(tags):
+    small = tags['width'] == own.dims[0]
+    at = top + 0.5 if small else -9.0 if tags['family'] == 'sp' else top
+    return {'last_loss': 1.0 + 0.1 * (tags['octave'] - at) ** 2, 'diverged_step': -1}
+
+  stages = played(gpt_width.cohorts(config), loss)
+  assert {c.name for c in stages[1]} == {
+      'gpt-sp-64-wider', *(f'gpt-mup-{dim}-wider' for dim in own.dims)}
+  added, = stages[2]
+  assert added.name == 'gpt-sp-512-transferred'
+  assert [(m.tags['octave'], m.tags['seed']) for m in added.members] == [
+      (top + 0.5, seed) for seed in range(own.seeds)]
 
 
 @pytest.mark.parametrize('exploded', [1e9, math.inf])

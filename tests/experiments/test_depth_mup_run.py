@@ -115,7 +115,8 @@ def test_list_and_mistakes(tmp_path):
   code, out, _ = answer('--list')
   assert code == 0 and 'depth-ode-4' in out and 'width-adam-mup-16' in out
   for flags, line in ((['--config.depth.families=ode'], 'config.depth.families: depth_mup'),
-                      (['--config.depth.depths=4,8'], 'config.depth.depths: at least three')):
+                      (['--config.depth.depths=4,8'], 'config.depth.depths: at least three'),
+                      (['--config.classes=7'], 'tells 7 classes apart, and digits has 10')):
     code, _, err = answer(*flags, f'--workdir={tmp_path / "run"}')
     assert code == 2 and len(err.splitlines()) == 1 and line in err, err
     assert not (tmp_path / 'run').exists()
@@ -137,5 +138,6 @@ def test_the_other_arms(tmp_path):
   rows = pd.read_csv(workdir / 'results.csv', low_memory=False)
   assert set(rows[rows.phase == 'sweep'].family) == set(study.FAMILIES)
   assert {'map', 'decay', 'kept', 'multiplier', 'moves', 'second'} <= set(rows.phase)
-  claims = {claim['id']: claim['verdict'] for claim in read_claims(workdir / 'claims.json')}
-  assert claims['valley_turns'] != NOT_TESTABLE and claims['G1'] == NOT_TESTABLE
+  claims = {claim['id']: claim for claim in read_claims(workdir / 'claims.json')}
+  assert 'L=1:' in claims['valley_turns']['rule']  # its note: both maps were read
+  assert claims['G1']['verdict'] == claims['one_matrix_better']['verdict'] == NOT_TESTABLE
