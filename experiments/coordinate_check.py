@@ -8,7 +8,8 @@ Networks of several sizes train for a few steps on one fixed batch. A parametriz
 if the moves z_t - z_0 of all tensors have the same size in all of them: the slope S of log2 rms
 over log2 size is near 0. The row of the same optimizer that must fail is run beside it (sp, under
 SGD ntk; over depth alpha = 1/2 with two wrong gammas, and no rule of depth at all): where that does
-not show, there is no verdict. The bounds are those of `model_lib.analysis.coordinate_rules`.
+not show, or the two gammas do not differ, there is no verdict, whatever the row does. The bounds
+are those of `model_lib.analysis.coordinate_rules`.
 
 `--model=resmlp --axis=depth` is the network of Tensor Programs VI (deep_mlp: 64 wide, ReLU times
 2^1/2, input and readout frozen). For a model of your own see `model_lib.analysis.coordinate_check`.

@@ -69,7 +69,8 @@ class Sweep:
   def minimum(self) -> float:
     """log2 of the minimum of a parabola, fitted to the means of 5 points about the best one.
 
-    Where the fit opens downwards or leaves the points, their end that it leaves by.
+    Where the fit opens downwards, or the grid has fewer than 3 points, it is the best point of the
+    grid; where the minimum lies beyond the points of the fit, their end on that side.
     """
     count = min(FITTED, len(self.octaves))
     first = min(max(self.best - count // 2, 0), len(self.octaves) - count)

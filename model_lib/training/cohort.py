@@ -52,7 +52,7 @@ class OptimizerSpec:
     decayed: which parameters decay: 'all', or 'kernels' (named kernel or embedding: no biases, no
       gains).
     decay: how the decay of a parameter and the factor of its learning rate belong together, one of
-      `parametrization.optimizers.DECAYS`; all but 'independent' are one without such factors.
+      `parametrization.optax_wiring.DECAYS`; all but 'independent' are one without such factors.
     multiply_by_parameter_scale: whether 'adafactor' multiplies by the rms of the parameter.
     trained: parts of the paths of the parameters that move ('lora_'); empty for all.
     micro_batches: parts into which a batch is cut, one after the other, to save memory; their

@@ -17,7 +17,7 @@ from model_lib.errors import UserError
 from model_lib.models.candidate import CANDIDATE
 from model_lib.models.parametrized import BRANCH
 from model_lib.parametrization.label import Label
-from model_lib.parametrization.optimizers import DECAYS
+from model_lib.parametrization.optax_wiring import DECAYS
 from model_lib.spec import nearest
 from model_lib.training import optimizers
 from model_lib.training.cohort import Member, Number, OptimizerSpec
@@ -266,7 +266,7 @@ def _updated(model, spec: OptimizerSpec, tx, factor, state: TrainState, grads, a
   """(params, opt_state) after the step; the params are unchanged where `alive` is False.
 
   With factors of the parameters, f.learning_rate and f.decay, and k as in
-  `parametrization.optimizers`,
+  `parametrization.optax_wiring`, which is the same update for a loop of the user,
 
     params <- params - rate * (f.learning_rate * direction(gradient) + k * weight_decay * params).
   """

@@ -86,8 +86,8 @@ def test_residual_mlp_over_depth() -> None:
   for wrong in (rules.FASTER, rules.SLOWER, rules.PLAIN):
     assert judged(wrong).verdict == rules.FAILED, judged(wrong).text
   # L = 8 to 32, as the rule has it.
-  assert rules.stream_growth(traces['sp'][:2]) > rules.GROWTH
-  assert rules.stream_growth(traces['depth_mup'][:2]) < 4
+  assert rules.stream_ratio_over_depth(traces['sp'][:2]) > rules.GROWTH
+  assert rules.stream_ratio_over_depth(traces['depth_mup'][:2]) < 4
 
 
 class Own(nn.Module):

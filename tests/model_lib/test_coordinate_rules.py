@@ -84,6 +84,15 @@ def test_without_its_control_there_is_no_verdict(control, name, says) -> None:
   assert verdict.verdict == rules.NONE and says in verdict.text
 
 
+@pytest.mark.parametrize('name, found, verdict', [
+  ('sp', GOOD, rules.NONE), ('ntk', GOOD, rules.NONE), ('sp', CONTROL, rules.FAILED),
+  ('sp', [slope('hidden', 0.3), slope('logits', 0.9)], rules.NONE),
+  ('ntk', [slope('hidden', -0.5), slope('input', -0.4)], rules.FAILED)])
+def test_a_row_that_is_its_own_control_never_passes(name, found, verdict) -> None:
+  judged = rules.judge_width(name, found, name, found)
+  assert judged.verdict == verdict and '\n' not in judged.text, judged.text
+
+
 def test_a_readout_of_zeros() -> None:
   first = [slope('hidden', math.nan, step=1, moves=(0, 0)), *CONTROL]
   assert width(GOOD, first).verdict == rules.NONE
@@ -117,7 +126,24 @@ def depth(own: float, faster: float, slower: float, *, growth: float = 1e4, widt
   (rules.NONE, dict(own=0.0, faster=0.5, slower=-0.5, growth=99.0)),
   (rules.PASSED, dict(own=0.0, faster=0.5, slower=-0.5, growth=math.inf)),
   (rules.PASSED, dict(own=0.0, faster=0.5, slower=-0.5, growth=2.0, normed=True, plain=0.9)),
-  (rules.NONE, dict(own=0.0, faster=0.5, slower=-0.5, normed=True, plain=0.3))])
+  (rules.NONE, dict(own=0.0, faster=0.5, slower=-0.5, normed=True, plain=0.3)),
+  # The two controls tell nothing apart: neither a flat row nor a steep one is judged.
+  (rules.NONE, dict(own=0.0, faster=0.1, slower=-0.1)),
+  (rules.NONE, dict(own=2.0, faster=0.1, slower=-0.1)),
+  (rules.NONE, dict(own=0.0, faster=0.3, slower=-0.14)),
+  (rules.NONE, dict(own=0.0, faster=-0.5, slower=0.5)),
+  (rules.NONE, dict(own=0.0, faster=math.nan, slower=-0.5)),
+  (rules.NONE, dict(own=0.0, faster=0.5, slower=math.nan)),
+  (rules.NONE, dict(own=0.0, faster=math.inf, slower=-0.5)),
+  (rules.NONE, dict(own=0.0, faster=0.3, slower=-0.1, half=False)),
+  (rules.NONE, dict(own=0.0, faster=0.5, slower=math.nan, half=False)),
+  (rules.FAILED, dict(own=0.0, faster=0.3, slower=-0.16))])
 def test_depth(verdict, given) -> None:
   found = depth(**given)
   assert found.verdict == verdict and '\n' not in found.text, found.text
+
+
+def test_controls_that_do_not_separate_are_named() -> None:
+  assert depth(own=0.0, faster=0.1, slower=-0.1).text == (
+    'row: no verdict, since the controls do not separate at these depths: S(1/2, 0) - S(1/2, 1) = '
+    '+0.20, and should be >= 0.45')

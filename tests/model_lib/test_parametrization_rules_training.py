@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from model_lib.errors import UserError
-from model_lib.parametrization import optimizers
+from model_lib.parametrization import optax_wiring
 from model_lib.parametrization import scaled_rows as rows
 from model_lib.parametrization.kinds import as_tree, label_parameters
 from model_lib.parametrization.label import Extent
@@ -61,7 +61,7 @@ def loss(params, found):
 def losses(row, family: str, make, layers: int, rate: float, **more) -> np.ndarray:
   labels = labelled(layers)
   found = {path: factors(row, label, family) for path, label in labels.items()}
-  tx = optimizers.optimizer(make, found, rate, **more)
+  tx = optax_wiring.optimizer(make, found, rate, **more)
   params = start(labels, found)
 
   def step(carry, _):
@@ -147,7 +147,7 @@ FACTORS = {'a': Factors(learning_rate=0.5, eps=4.0, decay=0.0),
 
 
 def update(**more):
-  tx = optimizers.optimizer(more.pop('make', sgd), more.pop('factors', FACTORS), 0.1, **more)
+  tx = optax_wiring.optimizer(more.pop('make', sgd), more.pop('factors', FACTORS), 0.1, **more)
   return tx.update(GRADS, tx.init(PARAMS), PARAMS)[0]
 
 
@@ -181,7 +181,7 @@ def test_the_norm_for_clipping_is_that_of_all_parameters() -> None:
 def test_at_the_base_shape_it_is_plain_adamw_bit_for_bit() -> None:
   ones = {path: Factors() for path in PARAMS}
   plain = optax.adamw(0.1, weight_decay=0.01)
-  ours = optimizers.optimizer(adam_with(1e-8), ones, 0.1, weight_decay=0.01)
+  ours = optax_wiring.optimizer(adam_with(1e-8), ones, 0.1, weight_decay=0.01)
   states, params = [plain.init(PARAMS), ours.init(PARAMS)], [PARAMS, PARAMS]
   for _ in range(3):
     for i, tx in enumerate((plain, ours)):
@@ -193,7 +193,7 @@ def test_at_the_base_shape_it_is_plain_adamw_bit_for_bit() -> None:
 
 def test_rates_may_be_traced() -> None:
   def first(rate):
-    tx = optimizers.optimizer(sgd, FACTORS, rate, weight_decay=0.01, decay='independent')
+    tx = optax_wiring.optimizer(sgd, FACTORS, rate, weight_decay=0.01, decay='independent')
     return tx.update(GRADS, tx.init(PARAMS), PARAMS)[0]['b'][0, 0]
 
   np.testing.assert_allclose(jax.vmap(first)(jnp.asarray([0.1, 0.2])), [0.1 - 0.03, 0.2 - 0.03],
@@ -204,7 +204,7 @@ def test_hidden_matrices_may_have_an_optimizer_of_their_own() -> None:
   labels = labelled(2)
   found = {path: factors(rows.mup(), label, 'muon') for path, label in labels.items()}
   params = start(labels, found)
-  tx = optimizers.direction(sgd, found, hidden=optax.scale_by_sign(), labels=labels)
+  tx = optax_wiring.direction(sgd, found, hidden=optax.scale_by_sign(), labels=labels)
   moves, _ = tx.update(params, tx.init(params), params)
   np.testing.assert_array_equal(moves['hidden_1']['kernel'], jnp.sign(params['hidden_1']['kernel']))
   np.testing.assert_array_equal(moves['hidden_0']['kernel'], params['hidden_0']['kernel'])
@@ -212,9 +212,9 @@ def test_hidden_matrices_may_have_an_optimizer_of_their_own() -> None:
 
 @pytest.mark.parametrize('make, message', [
   (lambda: update(decay='decoupled'), "unknown decay 'decoupled'; nearest: 'coupled'"),
-  (lambda: optimizers.decay_factors(FACTORS, 'independent'), 'pass rate='),
+  (lambda: optax_wiring.decay_factors(FACTORS, 'independent'), 'pass rate='),
   (lambda: update(factors={'a': FACTORS['a']}), 'b: the parameter has no label'),
-  (lambda: optimizers.direction(sgd, FACTORS, hidden=optax.identity()), 'pass labels='),
+  (lambda: optax_wiring.direction(sgd, FACTORS, hidden=optax.identity()), 'pass labels='),
 ])
 def test_errors_are_one_line(make, message) -> None:
   with pytest.raises(UserError) as info:

@@ -8,10 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from model_lib.errors import UserError
 from model_lib.models.parametrized import BRANCH, Parametrized
+from model_lib.parametrization import optax_wiring
 from model_lib.parametrization.rules import FAMILIES
 from model_lib.training import optimizers
 from model_lib.training import state as state_lib
@@ -45,10 +47,10 @@ class Squares:
     return jnp.square(outputs - 1).sum(-1), {}
 
 
-def stepped(spec: OptimizerSpec, steps: int = 1, weight_decay: float = 0.0, x=X, **hp):
+def stepped(spec: OptimizerSpec, steps: int = 1, weight_decay: float = 0.0, x=X,
+            row: str = 'depth_mup(base_depth=2)', **hp):
   """(model, states before and after each step); width 4 and depth 2 times the base's."""
-  model = Parametrized(Net(32, 4), Net(8), Net(16), 'depth_mup(base_depth=2)',
-                       optimizers.family(spec), stack='^stack/')
+  model = Parametrized(Net(32, 4), Net(8), Net(16), row, optimizers.family(spec), stack='^stack/')
   tx = state_lib.direction(spec, model.labels(x, train=False))
   defaults = jax.device_get(model.init(jax.random.key(0), x, train=False)['hp'])
   member = Member({}, 0, 0, 0, {'learning_rate': RATE, 'weight_decay': weight_decay, **hp})
@@ -173,6 +175,51 @@ def test_each_way_to_decay(decay) -> None:
     np.testing.assert_allclose(flat(plain.params)[path] - flat(decayed.params)[path],
                                0.5 * k * 0.25 * w, rtol=1e-3, atol=1e-7, err_msg=path)
   assert any(f.decay == 0 for f in model.factors(X, train=False).values())
+
+
+WIRED = {
+  'adam': (OptimizerSpec('adam', eps=EPS, clip=2.0, warmup=0.5),
+           lambda eps: optax.scale_by_adam(eps=EPS * eps)),
+  'momentum': (OptimizerSpec('sgd', momentum=0.9, clip=2.0, decay='coupled'),
+               lambda eps: optax.trace(0.9))}
+
+
+@pytest.mark.parametrize('name', WIRED)
+def test_a_loop_of_the_user_trains_as_the_engine_does(name) -> None:
+  """`optax_wiring` against `train_step` under mup, and with one wrong factor, which is seen."""
+  spec, make = WIRED[name]
+  steps, weight_decay = 6, 0.25
+  model, states = stepped(spec, steps, weight_decay, row='mup')
+  factors = model.factors(X, train=False)
+
+  def trained(factors, clip=spec.clip):
+    tx = optax_wiring.optimizer(make, factors, RATE, schedule=state_lib.schedule(spec, 10),
+                                weight_decay=weight_decay, decay=spec.decay, clip=clip)
+
+    def loss(params):
+      outputs = model.apply({'params': params, 'hp': states[0].hp['model']}, X, train=True)
+      return jnp.square(outputs - 1).sum(-1).mean()
+
+    def step(carry, _):
+      params, state = carry
+      updates, state = tx.update(jax.grad(loss)(params), state, params)
+      return (optax.apply_updates(params, updates), state), None
+
+    params = states[0].params
+    run = jax.jit(lambda: jax.lax.scan(step, (params, tx.init(params)), None, steps)[0][0])
+    return flat(run())
+
+  def furthest(found):
+    return max(np.abs(w - flat(states[-1].params)[path]).max() for path, w in found.items())
+
+  assert furthest(flat(states[0].params)) > 0.1
+  assert furthest(trained(factors)) < 2e-5
+  fields = ['learning_rate', 'decay', *(['eps'] if spec.name == 'adam' else [])]
+  for field in fields:
+    path = next(path for path, f in factors.items() if getattr(f, field) != 1)
+    wrong = {**factors, path: dataclasses.replace(factors[path], **{field: 1.0})}
+    assert furthest(trained(wrong)) > 1e-3, (path, field)
+  assert furthest(trained(factors, clip=0.0)) > 1e-3
 
 
 def test_independent_decay_needs_no_factors_and_an_unknown_one_is_refused() -> None:

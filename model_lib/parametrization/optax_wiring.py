@@ -1,4 +1,7 @@
-"""Optax transformations that follow the rules: learning rates, eps and decay of each parameter.
+"""Optax transformations that follow the rules, for a training loop of one's own.
+
+The population engine computes the same update from swept numbers (`training.state`): there a row is
+a value of the program, here it is written into the transformation.
 
 With d the optimizer's direction, f its factors and s the schedule,
 
