@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -9,10 +10,13 @@ import pandas as pd
 
 from experiments.parts import sweeps
 from experiments.parts.depth_cohorts import TOLERANCE
-from experiments.parts.depth_families import COMPUTED, FUNCTIONS, PAIRS
+from experiments.parts.depth_families import COMPUTED, FAMILIES, FUNCTIONS, PAIRS, row_of
 from experiments.parts.depth_found import Found
 from launch.study.tables import Column, Table, fixed, integer, interval, significant
+from model_lib.analysis import initialization_table as theory
 from model_lib.analysis import statistics
+from model_lib.analysis.stream_growth import stream_variances
+from model_lib.parametrization import get_parametrization
 
 NAMES = {
     'depth_mup': 'depth-muP', COMPUTED: '(1/2, 0)', 'ode': 'ODE', 'sp': 'standard',
@@ -30,9 +34,10 @@ def all_of(own: Found, dataset: str) -> list[Table]:
   """All tables of the part."""
   rows = own.rows
   found = [tuning_table(own, dataset), depth_table(own, dataset), regret_table(own, dataset),
-           matrices_table(own, dataset), start_table(rows, dataset), feature_table(rows, dataset)]
+           matrices_table(own, dataset), start_table(own, dataset), feature_table(rows, dataset)]
   if (rows.phase == 'gradients').any():
     found.append(gradient_table(rows))
+  found.append(initialization_table())
   return [table for table in found if table.rows]
 
 
@@ -153,19 +158,43 @@ def matrices_table(own: Found, dataset: str) -> Table:
       listed, ['Lowest log-losses; the difference is paired over seeds.'])
 
 
-def start_table(rows: pd.DataFrame, dataset: str) -> Table:
-  """Loss and growth of the stream before any step."""
-  own = rows[rows.phase == 'start']
-  listed = []
-  for (name, a, depth), each in own.groupby(['family', 'a', 'depth'], sort=False):
+def start_table(own: Found, dataset: str) -> Table:
+  """Loss and growth of the stream before any step, and the growth that theory predicts."""
+  rows, listed, relu = own.rows[own.rows.phase == 'start'], [], FUNCTIONS['relu']
+  for (name, a, depth), each in rows.groupby(['family', 'a', 'depth'], sort=False):
     mean = each.groupby('measure').value.mean()
+    row = get_parametrization(row_of(FAMILIES[name], own.depths[0]))
+    variances = stream_variances(relu.activation, int(depth), a * row.branch_multiplier(int(depth)),
+                                 relu.scale)
     listed.append({'family': NAMES[name], 'a': a, 'depth': depth, 'loss': mean['loss'],
-                   'growth': mean['growth'], 'n': each.seed.nunique()})
+                   'growth': mean['growth'], 'predicted': variances[-1] ** 0.5,
+                   'n': each.seed.nunique()})
   return Table(f'Before the first step, on {dataset}', (
       Column('family', 'family', right=False), Column('a', 'a', format=significant(3)),
       Column('depth', 'L', format=integer()), Column('loss', 'loss', 'nats', significant(3)),
       Column('growth', 'rms(x_L) / rms(x_0)', format=significant(3)),
-      Column('n', 'n', format=integer())), listed)
+      Column('predicted', 'predicted', format=significant(3)),
+      Column('n', 'n', format=integer())), listed,
+      ['Predicted: for infinite width, from the variance of the activation.'])
+
+
+def initialization_table() -> Table:
+  """What theory says of the start of networks with an activation; nothing is run."""
+  listed = [dataclasses.asdict(row) for row in theory.table()]
+  moments = (('mean', 'E f'), ('second', 'E f^2'), ('variance', 'Var f'),
+             ('gain', '1 / (E f^2)^1/2'), ('centred_gain', '1 / std f'), ('slope_second', "E f'^2"), ('chi', 'chi'),
+             ('slope_share', "(E f')^2 / E f'^2"), ('he', 'He: N Var w'),
+             ('kumar', 'Kumar: N Var w'))
+  return Table(
+      'Initialization: moments of f(z), z ~ N(0, 1), and the rules of He and Kumar',
+      (Column('activation', 'activation', right=False),
+       *(Column(key, title, format=fixed(4)) for key, title in moments),
+       Column('kumar_case', 'case', right=False)), listed,
+      ['With N summands and N Var w = gain^2 = 1 / E f^2 a layer keeps the second moment, and chi '
+       "= gain^2 E f'^2 is what it then multiplies a gradient's by. He et al. 2015 "
+       '(arXiv:1502.01852) for a function of two straight pieces; Kumar 2017 (arXiv:1704.08863) '
+       'linearizes f at 0, and says nothing where its slope there is 0 or does not exist (second '
+       'moment: gain^2 stands there).'])
 
 
 def feature_table(rows: pd.DataFrame, dataset: str) -> Table:
