@@ -15,7 +15,6 @@ from experiments.parts.depth_families import (COMPUTED, DIVERSITY, FAMILIES, FUN
                                               NEEDED, Family, Function, row_of)
 from launch.study import Measurement, field
 from model_lib.errors import UserError
-from model_lib.parametrization import get_parametrization
 from model_lib.training.cohort import Cohort, Member, ModelSpec, OptimizerSpec
 
 PART = 'depth'
@@ -87,6 +86,7 @@ def model(config: Any, function: Function, family: Family, depth: int, width: in
 def hp(own: Depth, family: Family, function: Function, depth: int, a: float, rate: float,
        width: int = 0) -> dict[str, float]:
   """Swept numbers of a run: the readout starts at std 4 / n, the branch at a m_L^-alpha."""
+  from model_lib.parametrization import get_parametrization  # JAX, after its threads are set
   row = get_parametrization(row_of(family, own.depths[0]))
   return {'learning_rate': rate, 'activation_scale': function.scale,
           'branch_scale': a * row.branch_multiplier(depth),

@@ -13,10 +13,7 @@ from experiments.parts.depth_cohorts import TOLERANCE
 from experiments.parts.depth_families import COMPUTED, FAMILIES, FUNCTIONS, PAIRS, row_of
 from experiments.parts.depth_found import Found
 from launch.study.tables import Column, Table, fixed, integer, interval, significant
-from model_lib.analysis import initialization_table as theory
 from model_lib.analysis import statistics
-from model_lib.analysis.stream_growth import stream_variances
-from model_lib.parametrization import get_parametrization
 
 NAMES = {
     'depth_mup': 'depth-muP', COMPUTED: '(1/2, 0)', 'ode': 'ODE', 'sp': 'standard',
@@ -160,6 +157,8 @@ def matrices_table(own: Found, dataset: str) -> Table:
 
 def start_table(own: Found, dataset: str) -> Table:
   """Loss and growth of the stream before any step, and the growth that theory predicts."""
+  from model_lib.analysis.stream_growth import stream_variances  # JAX, after its threads are set
+  from model_lib.parametrization import get_parametrization
   rows, listed, relu = own.rows[own.rows.phase == 'start'], [], FUNCTIONS['relu']
   for (name, a, depth), each in rows.groupby(['family', 'a', 'depth'], sort=False):
     mean = each.groupby('measure').value.mean()
@@ -180,6 +179,7 @@ def start_table(own: Found, dataset: str) -> Table:
 
 def initialization_table() -> Table:
   """What theory says of the start of networks with an activation; nothing is run."""
+  from model_lib.analysis import initialization_table as theory  # JAX, as above
   listed = [dataclasses.asdict(row) for row in theory.table()]
   moments = (('mean', 'E f'), ('second', 'E f^2'), ('variance', 'Var f'),
              ('gain', '1 / (E f^2)^1/2'), ('centred_gain', '1 / std f'), ('slope_second', "E f'^2"), ('chi', 'chi'),

@@ -57,8 +57,8 @@ def test_a_smoke_run_says_all_that_the_study_says(smoke, rows):
   table = (smoke / 'table.md').read_text()
   for title in ('Multiplier and learning rate at L=1', 'Best learning rate by depth',
                 'Regret of a transferred learning rate', 'Before the first step',
-                'Feature diversity', 'Gradient diversity', 'Initialization: moments of f(z)', 'Best learning rate by width',
-                'Second-order share'):
+                'Feature diversity', 'Gradient diversity', 'Initialization: moments of f(z)',
+                'Best learning rate by width', 'Second-order share'):
     assert f'### {title}' in table
 
 
