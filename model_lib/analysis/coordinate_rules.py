@@ -5,10 +5,10 @@
                            the input layer's output S <= 0.10, at t = 1, 2, 4; under lamb, muon
                            and scaled adafactor of the logits and the input layer alone
   width, control, ntk      (SGD) S <= -0.35 of every tensor but the logits
-  depth, under test        |S| <= 0.35 of the stream's end, or 0.15 where the width is at least
-                           four times the largest number of blocks, at the last step; and
-                           S(alpha=1/2, gamma=0) - S >= 0.20, and where the row's own alpha is 1/2
-                           S - S(alpha=1/2, gamma=1) >= 0.25
+  depth, under test        |S| <= 0.35 of the stream's end at the last step, and
+                           S(alpha=1/2, gamma=0) - S >= 0.20; where the row's own alpha is 1/2 also
+                           S - S(alpha=1/2, gamma=1) >= 0.25, and |S| <= 0.15 if the width is at
+                           least four times the largest number of blocks
   depth, controls          S(alpha=1/2, gamma=0) - S(alpha=1/2, gamma=1) >= 0.45, the sum of both;
                            and without a rule of depth the stream at the start grows by a factor of
                            100 per 24 blocks, or, where the branches read it through a norm,
@@ -161,12 +161,12 @@ def judge_depth(row: str, slopes: Mapping[str, Sequence[Slope]], plain: Sequence
     width: of the stream.
     normed: whether the branches read the stream through a norm.
     half: whether the row's own alpha is 1/2. With alpha = 1 the branches of the start vanish with
-      depth, and the first moves with them: its distance to gamma = 1 says nothing. The two
-      controls must differ all the same.
+      depth, and the first moves with them: its distance to gamma = 1 says nothing, and no width
+      makes its limit narrower. The two controls must differ all the same.
   """
   end = {name: _end(found) for name, found in slopes.items()}
   own, sizes = end[row].slope.mean, end[row].sizes
-  limit = DEPTH_WIDE if width >= WIDE * sizes[-1] else DEPTH
+  limit = DEPTH_WIDE if half and width >= WIDE * sizes[-1] else DEPTH
   growth = stream_ratio_over_depth(plain)
   blocks = sizes[-1] - sizes[0]
   if normed:

@@ -122,6 +122,9 @@ def depth(own: float, faster: float, slower: float, *, growth: float = 1e4, widt
   (rules.FAILED, dict(own=0.27, faster=0.46, slower=-0.2)),
   (rules.FAILED, dict(own=0.0, faster=0.5, slower=-0.2)),
   (rules.PASSED, dict(own=0.0, faster=0.5, slower=-0.2, half=False)),
+  # CompleteP in a small GPT: its early moves hold what vanishes with depth.
+  (rules.PASSED, dict(own=-0.2, faster=0.5, slower=-0.4, half=False, width=128)),
+  (rules.FAILED, dict(own=-0.36, faster=0.5, slower=-0.6, half=False, width=128)),
   (rules.FAILED, dict(own=math.nan, faster=0.5, slower=-0.5)),
   (rules.NONE, dict(own=0.0, faster=0.5, slower=-0.5, growth=99.0)),
   (rules.PASSED, dict(own=0.0, faster=0.5, slower=-0.5, growth=math.inf)),
