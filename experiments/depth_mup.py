@@ -89,7 +89,7 @@ PRESETS = {
               **{f'width.{k}': v for k, v in _TINY_WIDTH.items()}},
     'cpu': {'depth.families': ('depth_mup', 'ode', 'sp', 'abs_matched', 'abs_same', 'pre'),
             'depth.seeds': 8, 'depth.gradient_functions': _SPANNING, 'depth.map_depths': (2, 64),
-            'width.seeds': 8, 'gpt.dims': (32, 64, 128), 'gpt.head_dim': 16, 'gpt.window': 32,
+            'width.seeds': 5, 'gpt.dims': (32, 64, 128), 'gpt.head_dim': 16, 'gpt.window': 32,
             'gpt.batch_size': 8, 'gpt.steps': 300},
     # The paper's data and width, an eighth of its steps.
     'gpu': {'parts': ('depth', 'width', 'gpt'), 'dataset': 'cifar10', 'images': 0,
