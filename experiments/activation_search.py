@@ -43,15 +43,14 @@ each at its own rate; does the order of Shazeer 2020 (arXiv:2002.05202) come out
 Cost on two CPU cores: smoke under 30 s; the comparison of cpu 16 minutes beside other work, 3.9 GB.
 To expect from it on digits, in nats: ReLU .096 [.091, .101], identity worse by .030 [.026, .034],
 the best (x sin x) better by .032 [.025, .038], copies of ReLU apart by up to .023
-(results/activation_search/cpu; README.md shows the tables). Search 24 minutes, eafo 3, glu 11, 3.4
-GB; to expect: in regret only halving is better than random search (.028 [.027, .030] against .111
-[.056, .166] after 100 trainings, as what is best on one seed may diverge on another); the rank of a
-loss after 100 steps is the best proxy (tau .50, ceiling .66); the best finalist is better than ReLU
-by .019 [.012, .025], more than copies of ReLU differ, and no better in the vision transformer or
-the language model; entropy and loss agree weakly (tau .18 [.02, .33]); CRReLU's epsilon ends above
-0 from all starts; gated feed-forward layers are not told from plain ones, their six seeds differing
-by .05 at the rates that one seed chose
-(results/activation_search/cpu-search).
+(results/activation_search/cpu; results/README.md shows the tables). Search 24 minutes, eafo 3, glu
+11, 3.4 GB; to expect: in regret only halving is better than random search (.028 [.027, .030]
+against .111 [.056, .166] after 100 trainings, as what is best on one seed may diverge on another);
+the rank of a loss after 100 steps is the best proxy (tau .50, ceiling .66); the best finalist is
+better than ReLU by .019 [.012, .025], more than copies of ReLU differ, and no better in the vision
+transformer or the language model; entropy and loss agree weakly (tau .18 [.02, .33]); CRReLU's
+epsilon ends above 0 from all starts; gated feed-forward layers are not told from plain ones, their
+six seeds differing by .05 at the rates that one seed chose (results/activation_search/cpu-search).
 """
 
 from __future__ import annotations

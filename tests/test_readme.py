@@ -1,5 +1,6 @@
-"""README.md: its tables are those of the records, and all its code runs, in a copy of the tree.
+"""README.md and the page of results: tables are those of the records, links lead somewhere.
 
+All code of README.md runs, in a copy of the tree; the page of results has none.
 A block of bash is run command by command; what trains is run with --preset=smoke and a smaller
 config, compiled without optimization, and the two scripts themselves are not run. A block of Python
 whose first line names a file is written there, or to its end; the others are executed, all in one
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import json
 from pathlib import Path
+import posixpath
 import re
 import shlex
 import shutil
@@ -20,9 +22,11 @@ import sys
 
 import pytest
 
+from launch.readme import PAGES
 from tests import helpers
 from tests.data import make_files
 
+README, RESULTS = PAGES
 SCRIPTS = ('bash launch/quickstart.sh', 'bash launch/test.sh')
 # The rates are far apart, so that none at an edge is chosen and no cohort more becomes necessary.
 SMALLER: Mapping[str, Sequence[str]] = {
@@ -35,6 +39,9 @@ SMALLER: Mapping[str, Sequence[str]] = {
     '--config.search.finalists=1', '--config.eafo.activations=relu,tanh,gelu'],
   'experiments.normalization_basics': [
     '--preset=smoke', '--config.parts=fast_variance', '--config.io.figures=false'],
+  'experiments.norm_placement': [
+    '--preset=smoke', '--config.stems=plain', '--config.patch=8', '--config.steps=10',
+    '--config.batch_size=4', '--config.io.figures=false'],
   'experiments.layernorm_removal': [
     '--preset=smoke', '--config.small.bases=3', '--config.small.depth=1', '--config.small.dim=16',
     '--config.arms=vanilla,ln_free', '--config.rate_factors=1', '--config.card_windows=8',
@@ -90,8 +97,28 @@ def blocks(text: str) -> list[Block]:
   return found
 
 
-def readme() -> str:
-  return (helpers.ROOT / 'README.md').read_text(encoding='utf-8')
+def read(page: str) -> str:
+  return (helpers.ROOT / page).read_text(encoding='utf-8')
+
+
+def anchors(text: str) -> list[str]:
+  """The names that GitHub gives the headings of a page."""
+  titles = re.findall(r'^#+ (.*)$', re.sub(r'(?ms)^```.*?^```$', '', text), re.MULTILINE)
+  return [re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles]
+
+
+def broken_links(page: str, root: Path) -> list[str]:
+  """The links of a page to a file or a heading that does not exist; web addresses are left out."""
+  found = []
+  for link in re.findall(r'\]\(([^)\s]+)\)', (root / page).read_text(encoding='utf-8')):
+    if link.startswith('https://'):
+      continue
+    path, _, heading = link.partition('#')
+    file = root / posixpath.normpath(posixpath.join(posixpath.dirname(page), path)) if path else (
+        root / page)
+    if not file.exists() or heading and heading not in anchors(file.read_text(encoding='utf-8')):
+      found.append(link)
+  return found
 
 
 def run(command: Sequence[str], tree: Path, where: str, stdin: str = '') -> str:
@@ -169,7 +196,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory, compile_cache: Path) -> Itera
   path = tmp_path_factory.mktemp('readme') / 'clone'
   for name in ('model_lib', 'data', 'launch', 'experiments'):
     shutil.copytree(helpers.ROOT / name, path / name, ignore=shutil.ignore_patterns('results'))
-  for name in ('README.md', 'setup.cfg', 'pyproject.toml'):
+  for name in (*PAGES, 'setup.cfg', 'pyproject.toml'):
+    (path / name).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(helpers.ROOT / name, path / name)
   make_downloads(path / 'downloads')
   with pytest.MonkeyPatch.context() as patch:
@@ -179,7 +207,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory, compile_cache: Path) -> Itera
 
 def test_all_code_runs(tree):
   waiting: list[Block] = []
-  found = blocks(readme())
+  found = blocks(read(README))
   for number, block in enumerate(found):
     where = f'README.md:{block.line}'
     if block.place:
@@ -205,6 +233,10 @@ def test_all_code_runs(tree):
   record = tree / 'experiments/results/activation_search/mine'
   assert (record / 'table.md').is_file()
   assert '| `mine`' in (tree / 'README.md').read_text()
+  # The copy has none of the records that the page of results shows.
+  filled = (tree / RESULTS).read_text()
+  assert filled.count('not recorded yet') == filled.count('<!-- results: ') >= 9
+  assert '| ' not in filled
   table = (tree / 'runs/mine/table.md').read_text()
   assert 'stripes' in table and 'pre:mean_abs' in table
   # What the study does not have is left out, and nothing is written for what does not exist.
@@ -216,16 +248,20 @@ def test_all_code_runs(tree):
 
 
 def test_every_block_is_of_a_known_kind():
-  found = blocks(readme())
+  found = blocks(read(README))
   # Blocks without a language are no code.
   assert {block.language for block in found} == {'bash', 'python', ''}
   assert len([b for b in found if b.language == 'python']) >= 6
   assert [b for b in found if b.source.splitlines() == list(SCRIPTS)]
 
 
+def test_the_page_of_results_has_no_code():
+  assert not blocks(read(RESULTS))
+
+
 def test_extensions_are_short():
   """What is added, a study included, takes at most 30 lines of code."""
-  adding = readme().partition('\n## Adding to it\n')[2].partition('\n## ')[0]
+  adding = read(README).partition('\n## Adding to it\n')[2].partition('\n## ')[0]
   found = [b for b in blocks(adding) if b.language == 'python']
   assert [b.place[2] if b.place else '' for b in found] == [
     'model_lib/activations/rectified.py', 'model_lib/normalization/layers.py',
@@ -241,10 +277,44 @@ def test_tables_are_those_of_the_records():
   assert done.returncode == 0, done.stderr
 
 
-def test_files_that_the_page_names_exist():
-  named = set(re.findall(r'`((?:launch|tests|experiments)/[\w/]+\.\w+|[A-Z_]+\.md)`', readme()))
+def test_every_record_of_the_page_of_results_has_its_claims_in_readme():
+  shown = re.findall(r'^<!-- results: (\S+)', read(RESULTS), re.MULTILINE)
+  assert len(shown) >= 9
+  assert re.findall(r'^<!-- claims: (\S+) -->$', read(README), re.MULTILINE) == shown
+
+
+def test_both_pages_have_the_same_sections():
+  """And README's each has a command and a link to the other's."""
+  studies = read(README).partition('\n## Studies and their results\n')[2].partition('\n## ')[0]
+  sections = re.split(r'^### ', studies, flags=re.MULTILINE)[1:-1]  # the last is for maintainers
+  titles = [section.partition('\n')[0] for section in sections]
+  assert re.findall(r'^## (.*)$', read(RESULTS), re.MULTILINE) == titles and len(titles) >= 7
+  for section, title in zip(sections, titles, strict=True):
+    assert f']({RESULTS}#{anchors(f"# {title}")[0]})' in section, title
+    assert '\n```bash\npython -m experiments.' in section, title
+
+
+def test_files_that_the_pages_name_exist():
+  named = set(re.findall(r'`((?:launch|tests|experiments)/[\w/]+\.\w+|[A-Z_]+\.md)`',
+                         '\n'.join(map(read, PAGES))))
   assert len(named) >= 5
   assert not [name for name in named if not (helpers.ROOT / name).exists()]
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_lead_somewhere(page):
+  assert read(page).count('](') >= 20
+  assert not broken_links(page, helpers.ROOT)
+
+
+def test_a_broken_link_is_found(tmp_path):
+  (tmp_path / 'a').mkdir()
+  (tmp_path / 'top.md').write_text('# Top, and: more?\n```\n# no heading\n```\n## b_c 1 / d\n')
+  (tmp_path / 'a/page.md').write_text(
+      '# Here\n[1](../top.md) [2](../top.md#top-and-more) [3](#here) [4](../a) [5](https://x.y/z) '
+      '[6](../top.md#b_c-1--d) [7](top.md) [8](../top.md#no-heading) [9](#there) [10](a/page.md)\n')
+  assert broken_links('a/page.md', tmp_path) == [
+    'top.md', '../top.md#no-heading', '#there', 'a/page.md']
 
 
 def test_a_broken_block_is_found(tmp_path):
