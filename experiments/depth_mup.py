@@ -26,15 +26,16 @@ over depth; the second-order share of an update of a branch of two matrices.
 gpt (of the presets gpu and paper; small in cpu, where it is asked for): the same transfer over width
 in a language model of bytes, and how far its stream moves at several depths.
 
-Cost on two CPU cores, beside other work: depth 22 minutes, 2.3 GB; width 25; gpt 14. To expect on
+Cost on two CPU cores, beside other work: depth 22 minutes, width and gpt 14 each. To expect on
 digits: the rate tuned at 16 blocks has no regret at 64 under depth-muP; its lowest log-loss falls
 by 2.5 [1.7, 3.3] from 4 blocks to 64; ODE's features become redundant (slope .86 to .88 against .51
 to .56); gradients of neighbouring layers are as alike as predicted. The update's power of depth
 comes out as .67 [.59, .78] in place of 1/2; with a tuned for it at 4 blocks abs does not train from 16 on; the
 standard parametrization fails from 32 on but for 4 of 192 runs (results/depth_mup/cpu-depth). The
 rate tuned at width 64 is the best one at 512 under muP and Adam; in the standard parametrization it
-loses 3.2 nats of log-loss, though that is the better one at its own best rate; under SGD muP loses
-.24 (results/depth_mup/cpu-width).
+loses 2.3 nats of log-loss, though that is the better one at its own best rate; under SGD hardly
+anything moves (results/depth_mup/cpu-width). In the language model the rate tuned at width 32 is
+good at 128 under muP alone (results/depth_mup/cpu-gpt).
 """
 
 from __future__ import annotations
