@@ -211,12 +211,18 @@ def records(result: Result) -> list[dict[str, Any]]:
     for seed in range(result.check.seeds) for step in range(result.check.steps + 1)]
 
 
+def make(out: Path) -> None:
+  """Makes the folder; UserError where it cannot be made."""
+  from launch.study import atomic
+  with atomic.as_user_error(out):
+    out.mkdir(parents=True, exist_ok=True)
+
+
 def write(result: Result, out: Path) -> None:
   """The three files, each of them in one step."""
   from experiments.figures import coordinate_check as figures
   from launch.study import atomic, plotting
-  with atomic.as_user_error(out):
-    out.mkdir(parents=True, exist_ok=True)
+  make(out)
   found = [
     {'row': row, 'tensor': s.tensor, 'role': s.role, 'step': s.step, 'slope': s.slope.mean,
      'low': s.slope.low, 'high': s.slope.high, 'n': s.slope.n, 'sizes': s.sizes, 'moves': s.moves}
@@ -232,6 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   """The command; returns the exit status: 0, or 2 after one line on stderr."""
   try:
     check, out = parse(argv)
+    if out is not None:  # before minutes of training
+      make(out)
     result = run(check, lambda line: print(line, file=sys.stderr, flush=True))
     print(table(result).to_text())
     print(result.verdict.text)

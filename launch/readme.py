@@ -9,11 +9,11 @@ A block stands between two comments, and everything between them is replaced:
   <!-- claims: STUDY/RECORD -->                       ...  <!-- end claims -->
   <!-- timing: STUDY -->                              ...  <!-- end timing -->
 
-The first shows a record's origin and the tables of its table.md; with rows=N the tables of arms
-keep their N first rows and those of the arms after keep=. The second shows the origin and the table
-of claims alone. Claims are always whole, their rules are left to table.md. The third shows what
-each recorded run of a study cost, from timing.jsonl. Either page may have blocks of any kind; their
-links start in the page's directory.
+The first shows a record's origin, links to its figures and the tables of its table.md; with rows=N
+the tables of arms keep their N first rows and those of the arms after keep=. The second shows the
+origin and the table of claims alone. Claims are always whole, their rules are left to table.md. The
+third shows what each recorded run of a study cost, from timing.jsonl. Either page may have blocks
+of any kind; their links start in the page's directory.
 """
 
 from __future__ import annotations
@@ -99,6 +99,10 @@ def results_block(root: Path, page: str, name: str, rows: int = 0, keep: Sequenc
     keep: arms whose rows stay nevertheless.
   """
   parts, whole = [_origin(root, page, name), ''], _table_link(page, name)
+  figures = sorted((root / RESULTS / name / 'figures').glob('*.png'))
+  if figures:
+    links = (_link(page, path.stem, f'{RESULTS}/{name}/figures/{path.name}') for path in figures)
+    parts += [f'Figures: {", ".join(links)}.', '']
   for title, table, notes in sections(_read(root / RESULTS / name / 'table.md')):
     if title == _CLAIMS:
       parts += [f'{title} of {name}', '', *_claims(table, whole), '']
@@ -181,7 +185,7 @@ def timing_block(root: Path, page: str, study: str) -> str:
                       'record the run again') from error
   column, number = tables.Column, tables.fixed(1)
   return tables.Table('', (
-      column('record', 'preset', right=False),
+      column('record', 'record', right=False),
       column('runs', 'runs', format=tables.integer()),
       column('total', 'time', 'min', number), column('prepare', 'compiling', 'min', number),
       column('train', 'training', 'min', number),

@@ -199,7 +199,7 @@ def widths(found: Mapping[tuple[str, int], Sweep], guess: float, dataset: str) -
     figure, panels = plotting.grid(len(families), columns=2, width=3.0, height=2.2, share_x=False,
                                    share_y=True)
     for axes, family in zip(panels, families, strict=True):
-      bowls(axes, {f'n={width}': (found[family, width], 0.0) for width in sizes
+      bowls(axes, {f'width {width}': (found[family, width], 0.0) for width in sizes
                    if (family, width) in found}, guess)
       axes.set_title(family)
     plotting.label_figure(figure, panels, x=f'log2 learning rate ({dataset}, n = '

@@ -137,9 +137,11 @@ def second_order(rows: pd.DataFrame) -> dict[str, Outcome]:
     return {}
   found = slopes_of(share)
   worst = max(abs(each.mean - (alpha - 1)) for alpha, each in found.items())
+  seeds = min(each.n for each in found.values())
   outcome = {'second_order_share': checked(
       worst <= SLOPE, worst,
-      ', '.join(f'alpha {alpha:g}: {shown(each)}' for alpha, each in found.items()))}
+      ', '.join(f'alpha {alpha:g}: {shown(each)}' for alpha, each in found.items()),
+      f'{seeds} seeds, {MIN_SEEDS} are needed' if seeds < MIN_SEEDS else '')}
   half = own[own.alpha == 0.5]
   medians = {form: half[half.measure == form].groupby('depth').value.median()
              for form in ('correct', 'notebook')}

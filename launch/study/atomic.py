@@ -32,7 +32,7 @@ _REASONS = {
     errno.ENOTDIR: 'a part of the path is a file, not a directory',
     errno.EEXIST: 'a file of that name is in the way',
     errno.EISDIR: 'a directory of that name is in the way',
-    errno.ENOENT: 'the directory is gone',
+    errno.ENOENT: 'the directory is gone or cannot be made',
     errno.ENAMETOOLONG: 'the name is too long',
     errno.EIO: 'the disk reports an input/output error',
     errno.ESTALE: 'the network file system has lost the directory',

@@ -91,8 +91,10 @@ def check_change(old: Mapping[str, Any], new: Mapping[str, Any], extend: bool,
     return False
   shown = '; '.join(lines)
   if not extend:
-    raise UserError(f'{workdir} holds a run with another config ({shown}); go back to its config, '
-                    'name another --workdir, or add --extend if only seeds or arms are added')
+    extends = all(line.split(':', 1)[0] in extendable for line in lines)
+    raise UserError(f'{workdir} holds a run with another config ({shown}); go back to its config'
+                    + (', name another --workdir, or add --extend if only seeds or arms are added'
+                       if extends else ' or name another --workdir'))
   for line in lines:
     path = line.split(':', 1)[0]
     before, after = _at(old, path), _at(new, path)

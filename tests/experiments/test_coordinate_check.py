@@ -77,3 +77,12 @@ def test_digits_are_another_batch() -> None:
   _, inputs, labels = parts.batch('mlp', 'digits')
   assert inputs.shape == (parts.EXAMPLES, 8, 8) and abs(inputs.mean()) < 0.3
   assert labels.shape == (parts.EXAMPLES,) and (inputs != parts.batch('mlp', 'random')[1]).any()
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_trained(
+    tmp_path, capsys, monkeypatch) -> None:
+  (tmp_path / 'file').write_text('')
+  monkeypatch.setattr(command, 'run', lambda *_: pytest.fail('it trained first'))
+  status = command.main(['--model=mlp', '--parametrization=mup', f'--out={tmp_path / "file"}'])
+  error = capsys.readouterr().err
+  assert status == 2 and error.count('\n') == 1 and 'a file' in error

@@ -115,7 +115,8 @@ def test_a_width_claim_fails_where_its_number_does(changes, failed):
 
 
 @pytest.mark.parametrize('changes, untestable', [
-    ({'seeds': 2}, {'W1', 'W2', 'W3', 'W4', 'decay_coupled_vanishes', 'multiplier_transfers'}),
+    ({'seeds': 2}, {'W1', 'W2', 'W3', 'W4', 'decay_coupled_vanishes', 'multiplier_transfers',
+                    'second_order_share'}),
     ({'edge': True}, {'W1', 'W2', 'W3', 'W4'})])
 def test_a_width_claim_is_not_testable_where_the_rows_cannot_carry_it(changes, untestable):
   verdicts = Wide(**changes).verdicts()

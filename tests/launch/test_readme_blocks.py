@@ -229,3 +229,16 @@ def test_a_damaged_record_is_one_line(tmp_path, kind, page):
   (record / 'table.md').unlink()
   with pytest.raises(UserError, match='s/cpu/table.md: there is no such file'):
     filled(text, tmp_path, page)
+
+
+@on_both_pages
+def test_figures_are_linked_from_the_directory_of_the_page(page, tmp_path):
+  write_record(tmp_path, 'cpu')
+  assert 'Figures:' not in filled(text_with(), tmp_path, page)
+  figures = tmp_path / 'experiments/results/s/cpu/figures'
+  figures.mkdir()
+  for name in ('b.png', 'a.png', 'a.txt'):
+    (figures / name).write_bytes(b'')
+  found = blocks(filled(text_with(), tmp_path, page), 'results')
+  record = RECORD[page]
+  assert f'Figures: [a]({record}/figures/a.png), [b]({record}/figures/b.png).\n' in found
