@@ -141,3 +141,11 @@ def test_what_is_no_extension(reference):
   for change, said in NO_EXTENSIONS:
     assert said in study_runs.answer(reference.workdir, '--extend', code=2, **change).line
   assert study_runs.files(reference.workdir) == before
+
+
+def test_extend_is_offered_where_it_can_work():
+  old = {'seeds': 2, 'steps': 10}
+  for new, offered in (({'seeds': 3, 'steps': 10}, True), ({'seeds': 3, 'steps': 20}, False)):
+    with pytest.raises(UserError, match='holds a run with another config') as error:
+      records.check_change(old, new, False, ('seeds',), Path('w'))
+    assert ('add --extend' in str(error.value)) == offered
