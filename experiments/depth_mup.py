@@ -23,19 +23,19 @@ width: MLPs of several widths, standard parametrization against muP, under Adam 
 decay coupled to the scaled learning rate, compensated for it, and independent; the multiplier a
 over depth; the second-order share of an update of a branch of two matrices.
 
-gpt (of the presets gpu and paper; small in cpu, where it is asked for): the same transfer over width
-in a language model of bytes, and how far its stream moves at several depths.
+gpt (of the presets gpu and paper; small in cpu, where it is asked for): the same transfer over
+width in a language model of bytes, and how far its stream moves at several depths.
 
 Cost on two CPU cores, beside other work: depth 22 minutes, width and gpt 14 each. To expect on
 digits: the rate tuned at 16 blocks has no regret at 64 under depth-muP; its lowest log-loss falls
 by 2.5 [1.7, 3.3] from 4 blocks to 64; ODE's features become redundant (slope .86 to .88 against .51
 to .56); gradients of neighbouring layers are as alike as predicted. The update's power of depth
-comes out as .67 [.59, .78] in place of 1/2; with a tuned for it at 4 blocks abs does not train from 16 on; the
-standard parametrization fails from 32 on but for 4 of 192 runs (results/depth_mup/cpu-depth). The
-rate tuned at width 64 is the best one at 512 under muP and Adam; in the standard parametrization it
-loses 2.3 nats of log-loss, though that is the better one at its own best rate; under SGD hardly
-anything moves (results/depth_mup/cpu-width). In the language model the rate tuned at width 32 is
-good at 128 under muP alone (results/depth_mup/cpu-gpt).
+comes out as .67 [.59, .78] in place of 1/2; with a tuned for it at 4 blocks abs does not train from
+16 on; the standard parametrization fails from 32 on but for 4 of 192 runs
+(results/depth_mup/cpu-depth). The rate tuned at width 64 is the best one at 512 under muP and Adam;
+in the standard parametrization it loses 2.3 nats of log-loss, though that is the better one at its
+own best rate; under SGD hardly anything moves (results/depth_mup/cpu-width). In the language model
+the rate tuned at width 32 is good at 128 under muP alone (results/depth_mup/cpu-gpt).
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ PRESETS = {
 }
 PRESET_NOTES = {
     'cpu': ('Blocks of two matrices have their heat maps here and no sweep over depth: two and the '
-            'families with a norm are in paper alone, abs without the variance of ReLU in gpu too.',),
+            'families with a norm are in paper alone, abs without the variance of ReLU in gpu '
+            'too.',),
     'gpu': ('On one H100 about 20 minutes a part: an estimate from products, not measured.',),
     'paper': ('Not run. The networks of Yang et al. 2023, Figs. 2 to 7, 10, 11, 13 and 17 to 19; '
               'what is not given there is a guess: Adam at .9 / .999 with a constant rate, data '

@@ -69,19 +69,22 @@ def lowest_losses(own: Any, dataset: str) -> Figure:
   """
   families = own.config.depth.families
   with plotting.style():
-    figure = plotting.new_figure(5.6, 3.6)
-    axes = figure.add_subplot()
+    figure = plotting.new_figure(6.6, 3.6)
+    axes, counts = figure.add_subplot(), set()
     for i, name in enumerate(families):
       per_block = FUNCTIONS[FAMILIES[name].function].block_depth
       losses = np.array([own.best(name, depth) for depth in own.depths])
-      plotting.line_with_band(axes, np.array(own.depths) * per_block, losses.mean(1),
+      matrices = [per_block * depth for depth in own.depths]
+      counts.update(matrices)
+      plotting.line_with_band(axes, matrices, losses.mean(1),
                               losses.min(1), losses.max(1), label=NAMES[name], index=i)
     axes.axhline(math.log(own.guess), color=plotting.GREY, linewidth=0.8, linestyle=':')
     axes.set_xscale('log', base=2)
     axes.set(xlabel='matrices in the stack', ylabel='lowest ln training loss (nats)',
              title=f'{dataset}, mean and range of n = {own.config.depth.seeds} seeds; dotted: '
              'guessing')
-    axes.legend()
+    axes.set_xticks(sorted(counts), [f'{count:g}' for count in sorted(counts)])
+    axes.legend(loc='center left', bbox_to_anchor=(1.02, 0.5))
   return figure
 
 

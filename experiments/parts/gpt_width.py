@@ -14,7 +14,7 @@ from experiments.measurements import depth_mup as measured
 from experiments.parts import sweeps
 from experiments.parts.depth_cohorts import SEEDS
 from experiments.parts.sweeps import Sweep
-from experiments.parts.transfers import beside, regret, swept_columns, swept_row, transfers
+from experiments.parts.transfers import beside, by_size, regret, swept_columns, swept_row, transfers
 from experiments.parts.verdicts import MIN_SEEDS, shown, verdict
 from launch.study import Measurement, Report, Run, field
 from launch.study.claims import Outcome
@@ -121,9 +121,7 @@ def check(config: Any) -> None:
 
 def sweeps_of(rows: pd.DataFrame, guess: float) -> dict[tuple[str, int], Sweep]:
   """(row, width) -> its sweep."""
-  own = rows[rows.phase == 'transfer']
-  return {(name, int(width)): sweeps.sweep(each, guess)
-          for (name, width), each in own.groupby(['family', 'width'], sort=False)}
+  return by_size(rows[rows.phase == 'transfer'], guess)
 
 
 def move_slopes(rows: pd.DataFrame) -> dict[str, statistics.Interval]:

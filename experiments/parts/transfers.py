@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from experiments.parts import sweeps
 from experiments.parts.sweeps import Sweep
@@ -13,6 +14,12 @@ from experiments.parts.verdicts import BESIDE, MIN_SEEDS, REGRET, missing, verdi
 from launch.study.claims import Outcome
 from launch.study.tables import Column, fixed, integer, interval
 from model_lib.analysis import statistics
+
+
+def by_size(rows: pd.DataFrame, guess: float, size: str = 'width') -> dict[tuple[str, int], Sweep]:
+  """(family, size) -> its sweep, of the rows of one phase."""
+  return {(name, int(value)): sweeps.sweep(each, guess)
+          for (name, value), each in rows.groupby(['family', size], sort=False)}
 
 
 def regret(found: Mapping[tuple[str, int], Sweep], family: str, source: int, target: int
@@ -47,13 +54,13 @@ def transfers(found: Mapping[tuple[str, int], Sweep], sp: str, mup: str, first: 
   drift = ', '.join(
       f'{family} {found[family, last].minimum() - found[family, first].minimum():+.2f}'
       for family in (sp, mup))
-  note, beside = f'octaves by which the fitted rate drifts: {drift}', BESIDE
+  note = f'octaves by which the fitted rate drifts: {drift}'
   if regrets[mup] is None:
-    return {claim: verdict(False, missing(), '', beside) for claim in claims}
+    return {claim: verdict(False, missing(), '', BESIDE) for claim in claims}
   own = sweeps.mean_regret(found[mup, first], found[mup, last])
   outcome = {one: verdict(own.mean <= REGRET, own, note, problem_of(found, mup))}
   if regrets[sp] is None:
-    return outcome | {other: verdict(False, missing(), '', beside)}
+    return outcome | {other: verdict(False, missing(), '', BESIDE)}
   gap = statistics.paired_difference(regrets[sp], regrets[mup])
   return outcome | {other: verdict(gap.low > 0, gap, note, problem_of(found, sp, mup))}
 

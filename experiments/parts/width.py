@@ -12,7 +12,8 @@ import pandas as pd
 
 from experiments.parts import sweeps
 from experiments.parts.sweeps import Sweep
-from experiments.parts.transfers import problem_of, regret, swept_columns, swept_row, transfers
+from experiments.parts.transfers import (by_size, problem_of, regret, swept_columns, swept_row,
+                                         transfers)
 from experiments.parts.verdicts import (BESIDE, MIN_SEEDS, REGRET, SEPARATION, checked, missing,
                                         shown, verdict)
 from experiments.parts.width_cohorts import DECAYS, PART, ROWS, check, cohorts, decay_octave
@@ -36,9 +37,7 @@ class Found(sweeps.Found):
 
   def of(self, phase: str, size: str) -> dict[tuple[str, int], Sweep]:
     """(family, width or depth) -> its sweep."""
-    own = self.rows[self.rows.phase == phase]
-    return {(name, int(value)): sweeps.sweep(each, self.guess)
-            for (name, value), each in own.groupby(['family', size], sort=False)}
+    return by_size(self.rows[self.rows.phase == phase], self.guess, size)
 
   @functools.cached_property
   def transfer(self) -> dict[tuple[str, int], Sweep]:

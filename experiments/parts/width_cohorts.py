@@ -13,7 +13,7 @@ from experiments.measurements import depth_mup as measured
 from experiments.parts import sweeps
 from experiments.parts.depth_cohorts import SEEDS, hp, model, optimizer
 from experiments.parts.depth_families import FAMILIES, FUNCTIONS
-from experiments.parts.transfers import beside
+from experiments.parts.transfers import beside, by_size
 from launch.study import Measurement, field
 from model_lib.errors import UserError
 from model_lib.training.cohort import Cohort, Member, ModelSpec, OptimizerSpec
@@ -116,14 +116,10 @@ def cohorts(config: Any):
         member(config, 'transfer', f'{name} {row}', width, octave, s)
         for octave in octaves for s in range(own.seeds)], OptimizerSpec(name, eps=1e-12))
 
-  def swept(rows: pd.DataFrame) -> dict[tuple[str, int], sweeps.Sweep]:
-    return {(family, int(width)): sweeps.sweep(found, guess)
-            for (family, width), found in rows.groupby(['family', 'width'], sort=False)}
-
   rows = yield [transfer(name, row, width, grid(own, name), f'{name}-{row}-{width}')
                 for name in own.optimizers for row in ROWS for width in own.widths]
   wider = []
-  for (family, width), found in swept(rows).items():
+  for (family, width), found in by_size(rows, guess).items():
     beyond = sweeps.widened(found, 4)
     if beyond:
       name, row = family.split()
@@ -132,7 +128,7 @@ def cohorts(config: Any):
     rows = pd.concat([rows, (yield wider)])
   largest = own.widths[-1]
   more = {tuple(family.split()): octave
-          for family, octave in beside(swept(rows), own.widths[0], largest).items()}
+          for family, octave in beside(by_size(rows, guess), own.widths[0], largest).items()}
   if more:
     yield [transfer(*family, largest, [octave], f'{"-".join(family)}-{largest}-transferred')
            for family, octave in more.items()]
